@@ -1,0 +1,307 @@
+//! The command line: one enum of commands, the global flags, and the frame around every run.
+
+use std::{
+    ffi::OsString,
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Instant,
+};
+
+use anyhow::{Context, anyhow};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::OnceCell,
+};
+
+use crate::{
+    alerts::{Alert, AlertOptions, Alerter},
+    commands,
+    kubernetes::{Cluster, ClusterOptions, EventTarget},
+    outcome::{Conclusion, Outcome, Report},
+};
+
+/// Keeps a PostgreSQL application recoverable: in the next minute, and in the next cluster.
+///
+/// Each command is one step of a Job, a CronJob or an init container. It exits 0 only after it has checked its own result.
+#[derive(Debug, Parser)]
+#[command(name = "lifeboat", version, arg_required_else_help = true, max_term_width = 120, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    #[command(flatten)]
+    global: Global,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, nothing to do, or waiting as it should
+  1  failed, a retry may help
+  2  usage or configuration
+  3  refused: a guard said that it is unsafe
+  4  done but not verified, or data found wrong
+  5  another run holds the lock
+
+Each flag has an environment variable. `lifeboat NAME ...` and, through a symbolic link, `NAME ...` are the same;
+`lifeboat --list` prints the names. Standard output carries one JSON document (a table on a terminal), logs go to
+standard error.";
+
+/// Every step. One file below `src/commands` each.
+#[derive(Debug, Subcommand)]
+enum Command {
+    PortDiscover(commands::port_discover::PortDiscover),
+    PgProbe(commands::pg_probe::PgProbe),
+    Promote(Box<commands::promote::Promote>),
+    Follow(commands::follow::Follow),
+    Witness(commands::witness::Witness),
+    PostBootstrap(commands::post_bootstrap::PostBootstrap),
+}
+
+/// Flags of every command.
+#[derive(Debug, clap::Args)]
+struct Global {
+    #[command(flatten)]
+    cluster: ClusterOptions,
+
+    #[command(flatten)]
+    alerts: AlertOptions,
+
+    /// Form of the log on standard error
+    #[arg(long, env = "LIFEBOAT_LOG_FORMAT", value_enum, default_value = "text", global = true)]
+    log_format: LogFormat,
+
+    /// Least level that is logged
+    #[arg(long, env = "LIFEBOAT_LOG_LEVEL", default_value = "info", value_parser = ["error", "warn", "info", "debug", "trace"], global = true)]
+    log_level: String,
+
+    /// Observe and decide, print the plan, change nothing
+    #[arg(long, env = "LIFEBOAT_DRY_RUN", global = true)]
+    dry_run: bool,
+
+    /// File that Kubernetes reads the container's last words from; written only if it exists
+    #[arg(
+        long,
+        env = "LIFEBOAT_TERMINATION_LOG",
+        default_value = "/dev/termination-log",
+        value_name = "FILE",
+        global = true
+    )]
+    termination_log: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What a command may use of the frame.
+#[derive(Debug)]
+pub struct Session {
+    /// `--dry-run`: change nothing.
+    pub dry_run: bool,
+    options: ClusterOptions,
+    cluster: OnceCell<Cluster>,
+}
+
+impl Session {
+    /// The cluster that the flags name, connected at the first call.
+    pub async fn cluster(&self) -> anyhow::Result<&Cluster> {
+        self.cluster.get_or_try_init(|| Cluster::connect(&self.options)).await
+    }
+}
+
+/// Parses, runs, reports. The only place where an error becomes an exit code.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let arguments = multi_call(arguments.collect());
+    if arguments.len() == 2 && arguments[1] == "--list" {
+        return list();
+    }
+    let cli = match parse(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    start_log(&cli.global);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!("start the runtime: {error}");
+            return ExitCode::from(Conclusion::Failed.exit_code());
+        }
+    };
+    let code = runtime.block_on(run(cli));
+    // A blocking call may still hang on a dead server; nobody waits for it any more.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(cli: Cli) -> ExitCode {
+    let Cli { command, global: Global { cluster, alerts, dry_run, termination_log, .. } } = cli;
+    let name = command.name();
+    let (started, clock) = (Timestamp::now(), Instant::now());
+    let session = Session { dry_run, options: cluster, cluster: OnceCell::new() };
+    let mut report = match Alerter::new(&alerts) {
+        Err(error) => Report::from(error),
+        Ok(alerter) => {
+            let result = tokio::select! {
+                result = command.run(&session) => result,
+                error = terminated() => Err(error),
+            };
+            let mut report = result.unwrap_or_else(|error| failure(name, error));
+            if !dry_run {
+                alerter.send(name, &mut report, session.cluster.get()).await;
+            }
+            report
+        }
+    };
+    if dry_run {
+        report.details.insert("dry_run".to_owned(), true.into());
+    }
+    let outcome = Outcome::new(name, started, clock.elapsed(), &report);
+    outcome.print();
+    outcome.write_termination_log(&termination_log);
+    outcome.exit_code()
+}
+
+/// A command that failed tells a person, on its own pod where it runs in one.
+fn failure(name: &str, error: anyhow::Error) -> Report {
+    let mut report = Report::from(error);
+    tracing::error!("{}", report.reason);
+    let kind = format!("{}Failed", camel(name));
+    report.alerts.push(Alert::warning(&kind, report.reason.clone()).about(EventTarget::own_pod()));
+    report
+}
+
+/// Ends with an error when the process is asked to stop. Dropping the command there is safe: whatever it does in several steps
+/// is recorded before the first, so that the next run finishes it, as after a kill.
+async fn terminated() -> anyhow::Error {
+    let listen = || -> std::io::Result<_> { Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)) };
+    match listen() {
+        Ok((mut terminate, mut interrupt)) => tokio::select! {
+            _ = terminate.recv() => anyhow!("stopped by SIGTERM before the end; run it again"),
+            _ = interrupt.recv() => anyhow!("stopped by SIGINT before the end; run it again"),
+        },
+        Err(error) => anyhow!(error).context("listen for signals"),
+    }
+}
+
+impl Command {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::PortDiscover(_) => "port-discover",
+            Self::PgProbe(_) => "pg-probe",
+            Self::Promote(_) => "promote",
+            Self::Follow(_) => "follow",
+            Self::Witness(_) => "witness",
+            Self::PostBootstrap(_) => "post-bootstrap",
+        }
+    }
+
+    async fn run(self, session: &Session) -> anyhow::Result<Report> {
+        match self {
+            Self::PortDiscover(command) => command.run(session).await,
+            Self::PgProbe(command) => command.run(session).await,
+            Self::Promote(command) => command.run(session).await,
+            Self::Follow(command) => command.run(session).await,
+            Self::Witness(command) => command.run(session).await,
+            Self::PostBootstrap(command) => command.run(session).await,
+        }
+    }
+}
+
+fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
+    let matches = Cli::command().try_get_matches_from(arguments)?;
+    Cli::from_arg_matches(&matches)
+}
+
+/// `pg-probe --host …` through a symbolic link becomes `lifeboat pg-probe --host …`.
+fn multi_call(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let called = arguments.first().map(PathBuf::from).and_then(|path| path.file_name().map(ToOwned::to_owned));
+    if let Some(name) =
+        called.filter(|name| Cli::command().get_subcommands().any(|command| *name == *command.get_name()))
+    {
+        arguments.insert(1, name);
+    }
+    if let Some(program) = arguments.first_mut() {
+        *program = "lifeboat".into();
+    }
+    arguments
+}
+
+fn list() -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    for command in Cli::command().get_subcommands() {
+        if writeln!(out, "{}", command.get_name()).is_err() {
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Help and version are what was asked for; all else is a usage error.
+fn usage(error: &clap::Error) -> ExitCode {
+    let printed = error.print();
+    if error.use_stderr() || printed.is_err() {
+        ExitCode::from(Conclusion::Misconfigured.exit_code())
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn start_log(global: &Global) {
+    let level = global.log_level.parse().unwrap_or(tracing::Level::INFO);
+    let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
+    match global.log_format {
+        LogFormat::Json => subscriber.json().init(),
+        LogFormat::Text => subscriber.with_ansi(std::io::stderr().is_terminal()).init(),
+    }
+}
+
+/// `port-discover` → `PortDiscover`, as reasons of Events are written.
+fn camel(name: &str) -> String {
+    name.split('-').map(|word| word[..1].to_uppercase() + &word[1..]).collect()
+}
+
+/// Context for errors that only the caller's flags can mend.
+pub(crate) fn misconfigured<T>(result: anyhow::Result<T>) -> anyhow::Result<T> {
+    result.context(crate::outcome::Misconfigured)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn link_named_as_a_command_runs_it() {
+        let called = |words: &[&str]| multi_call(words.iter().map(OsString::from).collect());
+        assert_eq!(called(&["/bin/pg-probe", "--host", "h"]), ["lifeboat", "pg-probe", "--host", "h"]);
+        assert_eq!(called(&["./lifeboat-dev", "promote"]), ["lifeboat", "promote"]);
+    }
+
+    #[test]
+    fn every_flag_has_an_environment_variable() {
+        for command in Cli::command().get_subcommands() {
+            for argument in command.get_arguments().filter(|argument| argument.get_long().is_some()) {
+                let name = argument.get_id().as_str();
+                assert!(
+                    ["help", "version"].contains(&name) || argument.get_env().is_some(),
+                    "{} --{name}",
+                    command.get_name()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn event_reason_is_written_in_camel_case() {
+        assert_eq!(camel("port-discover"), "PortDiscover");
+    }
+}

@@ -1,0 +1,204 @@
+//! Before Patroni starts: its whole configuration, with `standby_cluster` where this site must be born as a standby.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, anyhow, bail};
+use serde_json::{Value, json};
+
+use super::Follow;
+use crate::{
+    cli::{Session, misconfigured},
+    intercom::Intercom,
+    kubernetes::Cluster,
+    outcome::{Refused, Report},
+    patroni::ClusterConfig,
+    postgres::SystemId,
+    site::Phase,
+};
+
+/// What decides how a cluster is born.
+#[derive(Debug, Clone, Default)]
+struct Facts {
+    /// The system identifier of a cluster that exists already.
+    initialize: Option<SystemId>,
+    phase: Option<Phase>,
+    /// The data directory holds a database.
+    has_data: bool,
+}
+
+/// How.
+#[derive(Debug, PartialEq, Eq)]
+enum Birth {
+    /// The template as it is, and why.
+    AsItIs(String),
+    /// As the standby of its peer.
+    Standby,
+    /// Not at all.
+    Refused(String),
+}
+
+impl Follow {
+    pub(super) async fn prepare_birth(&self, session: &Session) -> anyhow::Result<Report> {
+        let facts = self.observe_birth(session.cluster().await?).await?;
+        let birth = self.decide_birth(&facts);
+        let (standby_cluster, reason) = match birth {
+            Birth::Refused(why) => return Err(anyhow!(why).context(Refused)),
+            Birth::AsItIs(why) => (None, why),
+            Birth::Standby => {
+                let (host, port) = self.peer()?;
+                let reason = format!("site {} is born as the standby of {host}:{port}", self.site);
+                (Some(self.standby_cluster(&host, port)), reason)
+            }
+        };
+        let rendered = self.render(standby_cluster.as_ref())?;
+        if session.dry_run {
+            return Ok(Report::nothing_to_do(reason).with("standby_cluster", &standby_cluster));
+        }
+        self.write_birth(&rendered)?;
+        Ok(Report::done(reason).with("standby_cluster", &standby_cluster))
+    }
+
+    async fn observe_birth(&self, cluster: &Cluster) -> anyhow::Result<Facts> {
+        let config = match cluster.find_configmap(&self.scope.config()).await? {
+            Some(map) => ClusterConfig::read(&map)?,
+            None => ClusterConfig::default(),
+        };
+        let phase = cluster.find_site_record(&self.scope).await?.map(|(record, _)| record.phase);
+        Ok(Facts { initialize: config.initialize, phase, has_data: self.has_data()? })
+    }
+
+    /// `pg_basebackup` copies `global/pg_control` last, so an interrupted copy has none and counts as no database.
+    fn has_data(&self) -> anyhow::Result<bool> {
+        let Some(dir) = &self.data_dir else { return Ok(false) };
+        let control = dir.join("global/pg_control");
+        control.try_exists().with_context(|| format!("look for {}", control.display()))
+    }
+
+    fn decide_birth(&self, facts: &Facts) -> Birth {
+        if let Some(id) = facts.initialize {
+            return Birth::AsItIs(format!("the cluster exists (system id {id}): Patroni's own records rule"));
+        }
+        if !self.is_standby(facts.phase) {
+            let why = if facts.phase.is_some_and(|phase| matches!(phase, Phase::Promoted | Phase::Promoting)) {
+                "was promoted and stays the primary"
+            } else {
+                "is born as the primary"
+            };
+            return Birth::AsItIs(format!("site {} {why}", self.site));
+        }
+        if facts.has_data {
+            let dir = self.data_dir.as_deref().unwrap_or(Path::new("PGDATA")).display();
+            return Birth::Refused(format!(
+                "{dir} holds a database, but the cluster of scope {} is not initialized: whose data it is can't be known. To make \
+                 this site a new standby, delete its data volumes; to keep the data, restore the annotation initialize of ConfigMap {}",
+                self.scope.0,
+                self.scope.config()
+            ));
+        }
+        Birth::Standby
+    }
+
+    fn standby_cluster(&self, host: &str, port: u16) -> Value {
+        let mut value = json!({ "host": host, "port": port, "create_replica_methods": ["basebackup"] });
+        if let Some(slot) = &self.slot {
+            value["primary_slot_name"] = json!(slot);
+        }
+        value
+    }
+
+    /// The template with `bootstrap.dcs.standby_cluster`.
+    fn render(&self, standby_cluster: Option<&Value>) -> anyhow::Result<String> {
+        let template = self.template.as_deref().context("--template is missing")?;
+        let text = fs::read_to_string(template).with_context(|| format!("read {}", template.display()));
+        let mut value: Value = misconfigured(text.and_then(|text| {
+            serde_json::from_str(&text).with_context(|| format!("parse {} as JSON", template.display()))
+        }))?;
+        let dcs = value.pointer_mut("/bootstrap/dcs").and_then(Value::as_object_mut);
+        let dcs = misconfigured(dcs.with_context(|| format!("{} has no bootstrap.dcs", template.display())))?;
+        if dcs.contains_key("standby_cluster") {
+            return misconfigured(Err(anyhow!("{} already has a standby_cluster: it must not", template.display())));
+        }
+        if let Some(standby_cluster) = standby_cluster {
+            dcs.insert("standby_cluster".to_owned(), standby_cluster.clone());
+        }
+        Ok(serde_json::to_string_pretty(&value)?)
+    }
+
+    /// Writes the files, then reads back what Patroni will read.
+    fn write_birth(&self, rendered: &str) -> anyhow::Result<()> {
+        let file = self.bootstrap_file.as_deref().context("--bootstrap-file is missing")?;
+        let name = file.file_name().and_then(|name| name.to_str()).context("--bootstrap-file names no file")?;
+        let folder = file.parent().unwrap_or(Path::new("."));
+        Intercom::new(folder).write(name, rendered.as_bytes())?;
+        if let Some(dir) = &self.passwd_dir {
+            let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+            let intercom = Intercom::new(dir);
+            intercom.write("passwd", format!("postgres:x:{uid}:{gid}:PostgreSQL:/tmp:/sbin/nologin\n").as_bytes())?;
+            intercom.write("group", format!("postgres:x:{gid}:\n").as_bytes())?;
+        }
+        if fs::read_to_string(file)? != rendered {
+            bail!("{} does not hold what was written", file.display());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Role, *};
+
+    fn follow(role: Role) -> Follow {
+        Follow {
+            scope: "pg".parse().unwrap(),
+            site: "golddr".into(),
+            role,
+            host: Some("pg-primary-gold".into()),
+            port: Some(36760),
+            port_file: None,
+            slot: Some("golddr".into()),
+            template: None,
+            bootstrap_file: None,
+            passwd_dir: None,
+            data_dir: None,
+            merge_file: None,
+            wait: std::time::Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn birth_follows_the_records_before_the_flag() {
+        let none = Facts::default();
+        let id = Some(SystemId(7));
+        let data = Facts { has_data: true, ..none.clone() };
+        let promoted = Facts { phase: Some(Phase::Promoted), has_data: true, ..none.clone() };
+        let exists = Facts { initialize: id, has_data: true, ..none.clone() };
+        let decide = |role, facts: &Facts| follow(role).decide_birth(facts);
+        assert_eq!(decide(Role::Standby, &none), Birth::Standby);
+        assert!(matches!(decide(Role::Active, &none), Birth::AsItIs(_)));
+        assert!(matches!(decide(Role::Standby, &data), Birth::Refused(_)), "an unknown database is never overwritten");
+        assert!(matches!(decide(Role::Active, &data), Birth::AsItIs(_)));
+        assert!(matches!(decide(Role::Standby, &promoted), Birth::AsItIs(_)), "a promoted site stays the primary");
+        assert!(matches!(decide(Role::Standby, &exists), Birth::AsItIs(_)));
+        let following = Facts { phase: Some(Phase::Following), ..none };
+        assert_eq!(decide(Role::Active, &following), Birth::Standby);
+    }
+
+    #[test]
+    fn template_is_rendered_with_the_standby_cluster_and_without_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), r#"{"scope":"pg","bootstrap":{"dcs":{"ttl":30}}}"#).unwrap();
+        let follow = Follow { template: Some(file.path().into()), ..follow(Role::Standby) };
+        let standby = follow.standby_cluster("pg-primary-gold", 36760);
+        let rendered: Value = serde_json::from_str(&follow.render(Some(&standby)).unwrap()).unwrap();
+        assert_eq!(
+            rendered["bootstrap"]["dcs"]["standby_cluster"],
+            json!({"host":"pg-primary-gold","port":36760,"create_replica_methods":["basebackup"],"primary_slot_name":"golddr"})
+        );
+        let rendered: Value = serde_json::from_str(&follow.render(None).unwrap()).unwrap();
+        assert_eq!(rendered, json!({"scope":"pg","bootstrap":{"dcs":{"ttl":30}}}));
+        for bad in ["", "{}", r#"{"bootstrap":{"dcs":{"standby_cluster":{}}}}"#] {
+            fs::write(file.path(), bad).unwrap();
+            assert!(follow.render(None).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! On a running cluster: corrects where `standby_cluster` leads to, merges changed parameters, and looks whether it streams.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow};
+use serde_json::{Map, Value};
+use tracing::info;
+
+use super::Follow;
+use crate::{
+    alerts::Alert,
+    cli::{Session, misconfigured},
+    flags,
+    kubernetes::{Cluster, Conflict, Snapshot},
+    outcome::{Conclusion, Refused, Report, Unverified},
+    patroni::{ClusterConfig, Document, LeaderRecord, Member, MemberRole},
+    site::Phase,
+};
+
+const POLL: Duration = Duration::from_secs(1);
+const ROUNDS: u32 = 8;
+
+/// What is to be written, and what of it changed.
+#[derive(Debug, PartialEq, Eq)]
+struct Mending {
+    text: String,
+    changes: Vec<String>,
+}
+
+impl Follow {
+    pub(super) async fn mend_running(&self, session: &Session) -> anyhow::Result<Report> {
+        let desired = self.read_merge_file()?;
+        let cluster = session.cluster().await?;
+        let deadline = Instant::now() + self.wait;
+        for _ in 0..ROUNDS {
+            let Some((map, config)) = self.wait_for_configuration(cluster, deadline).await? else {
+                return Ok(not_born_yet(&self.scope.0, self.wait));
+            };
+            let phase = cluster.find_site_record(&self.scope).await?.map(|(record, _)| record.phase);
+            let standby = self.is_standby(phase);
+            if standby && config.standby_cluster.is_none() && !config.sed_leftover {
+                return Err(anyhow!(
+                    "this site has role standby, but its cluster leads: it has no standby_cluster. Making it a standby again would \
+                     throw its writes away; if it was promoted on purpose, `lifeboat promote` records that at its next run"
+                )
+                .context(Refused));
+            }
+            let peer = if standby && config.standby_cluster.is_some() { Some(self.peer()?) } else { None };
+            let mending = mend(&config, peer.as_ref(), &desired)?;
+            if session.dry_run {
+                return Ok(Report::nothing_to_do("dry run").with("changes", &mending.changes));
+            }
+            if !mending.changes.is_empty() {
+                match cluster.swap_annotation(&map, ClusterConfig::ANNOTATION, &mending.text).await {
+                    Err(error) if error.downcast_ref::<Conflict>().is_some() => continue,
+                    result => result?,
+                };
+                info!("changed {}", mending.changes.join(", "));
+            }
+            let state = self.wait_until_it_works(cluster, config.standby_cluster.is_some(), deadline).await?;
+            return Ok(done(phase, &state, &mending.changes));
+        }
+        Err(anyhow!("ConfigMap {} kept changing under {ROUNDS} attempts; run it again", self.scope.config()))
+    }
+
+    fn read_merge_file(&self) -> anyhow::Result<Map<String, Value>> {
+        let Some(path) = &self.merge_file else { return Ok(Map::new()) };
+        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+        let parsed = text.and_then(|text| {
+            let map: Map<String, Value> =
+                serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
+            if map.contains_key("standby_cluster") {
+                return Err(anyhow!("{} must not hold standby_cluster", path.display()));
+            }
+            Ok(map)
+        });
+        misconfigured(parsed)
+    }
+
+    async fn wait_for_configuration(
+        &self,
+        cluster: &Cluster,
+        deadline: Instant,
+    ) -> anyhow::Result<Option<(Snapshot, ClusterConfig)>> {
+        loop {
+            let map = cluster.configmap(&self.scope.config()).await?;
+            let config = ClusterConfig::read(&map)?;
+            if config.text.is_some() && config.initialize.is_some() {
+                return Ok(Some((map, config)));
+            }
+            if Instant::now() > deadline {
+                return Ok(None);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// A standby must stream, a primary must lead; what Patroni says of its own leader is the proof.
+    async fn wait_until_it_works(&self, cluster: &Cluster, standby: bool, deadline: Instant) -> anyhow::Result<String> {
+        loop {
+            let why_not = match self.works(cluster, standby).await {
+                Ok(state) => return Ok(state),
+                Err(error) => error,
+            };
+            if Instant::now() > deadline {
+                return Err(why_not.context(Unverified));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn works(&self, cluster: &Cluster, standby: bool) -> anyhow::Result<String> {
+        let record = LeaderRecord::read(&cluster.configmap(&self.scope.leader()).await?);
+        let leader = record.ok_or_else(|| anyhow!("no member of scope {} leads", self.scope.0))?.leader;
+        let Member { role, state, replication_state, .. } = Member::of_pod(cluster, &leader).await?;
+        let wanted = if standby { MemberRole::StandbyLeader } else { MemberRole::Primary };
+        // Patroni before 3.0.4 does not tell whether its standby leader streams.
+        let streams = !standby || replication_state.as_deref().is_none_or(|state| state == "streaming");
+        if role == wanted && state == "running" && streams {
+            return Ok(if standby { format!("{leader} streams from the peer") } else { format!("{leader} leads") });
+        }
+        Err(anyhow!("{leader} is {role:?}, {state}, replication {}", replication_state.as_deref().unwrap_or("unknown")))
+    }
+}
+
+/// A first copy of a large database takes hours; that must not fail the installation. Nothing is claimed to work.
+fn not_born_yet(scope: &str, waited: Duration) -> Report {
+    Report::nothing_to_do(format!(
+        "the cluster of scope {scope} is not initialized after {}: a first copy may take long; look at its pods, then run `helm test`",
+        flags::human(waited)
+    ))
+}
+
+fn done(phase: Option<Phase>, state: &str, changes: &[String]) -> Report {
+    let conclusion = if changes.is_empty() { Conclusion::NothingToDo } else { Conclusion::Done };
+    let reason = if changes.is_empty() { state.to_owned() } else { format!("{state}; changed {}", changes.join(", ")) };
+    let mut report = Report::new(conclusion, reason).with("changes", changes).with("phase", phase);
+    if changes.iter().any(|change| change.starts_with("standby_cluster")) {
+        report
+            .alerts
+            .push(Alert::normal("PeerMoved", report.reason.clone()).about(crate::kubernetes::EventTarget::own_pod()));
+    }
+    report
+}
+
+/// The configuration's text with what is wanted in it; members that are as wanted keep every byte.
+fn mend(config: &ClusterConfig, peer: Option<&(String, u16)>, desired: &Map<String, Value>) -> anyhow::Result<Mending> {
+    let mut text = config.text.clone().context("Patroni's configuration is not there yet")?;
+    let mut changes = Vec::new();
+    if let (Some((host, port)), Some(now)) = (peer, &config.standby_cluster)
+        && (now.host.as_deref(), now.port) != (Some(host), Some(*port))
+    {
+        text = config.following(host, *port)?;
+        changes.push(format!("standby_cluster to {host}:{port}"));
+    }
+    for (key, wanted) in desired {
+        let document = Document::parse(&text)?;
+        let now: Value = document.get(key).map(serde_json::from_str).transpose()?.unwrap_or(Value::Null);
+        let merged = merge(&now, wanted);
+        if merged == now {
+            continue;
+        }
+        changes.push(key.clone());
+        text = if merged.is_null() { document.without(key) } else { document.with(key, &merged.to_string()) };
+    }
+    Ok(Mending { text, changes })
+}
+
+/// As Patroni's own `PATCH /config`: objects merge, null removes, all else replaces.
+fn merge(now: &Value, wanted: &Value) -> Value {
+    let Value::Object(wanted) = wanted else { return wanted.clone() };
+    let mut merged = now.as_object().cloned().unwrap_or_default();
+    for (key, value) in wanted {
+        let value = merge(merged.get(key).unwrap_or(&Value::Null), value);
+        if value.is_null() {
+            merged.shift_remove(key)
+        } else {
+            merged.insert(key.clone(), value)
+        };
+    }
+    Value::Object(merged)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(text: &str) -> ClusterConfig {
+        let mut map = Snapshot::default();
+        map.annotations.insert("config".into(), text.into());
+        ClusterConfig::read(&map).unwrap()
+    }
+
+    fn desired(value: &Value) -> Map<String, Value> {
+        value.as_object().cloned().unwrap()
+    }
+
+    #[test]
+    fn peer_moved_changes_only_host_and_port() {
+        let config = config(r#"{"ttl": 30, "standby_cluster": {"host": "a", "port": 1, "primary_slot_name": "s"}}"#);
+        let mending = mend(&config, Some(&("b".into(), 2)), &Map::new()).unwrap();
+        assert_eq!(
+            mending.text,
+            r#"{"ttl": 30, "standby_cluster": {"host": "b", "port": 2, "primary_slot_name": "s"}}"#
+        );
+        assert_eq!(mend(&config, Some(&("a".into(), 1)), &Map::new()).unwrap().changes, Vec::<String>::new());
+    }
+
+    #[test]
+    fn parameters_merge_and_what_is_as_wanted_keeps_its_bytes() {
+        let config =
+            config(r#"{"ttl":  30, "postgresql": {"parameters": {"a": "1", "mine": "x"}}, "slots": {"s": {}}}"#);
+        let wanted = desired(&json!({"ttl": 30, "postgresql": {"parameters": {"a": "2"}}, "slots": null}));
+        let mending = mend(&config, None, &wanted).unwrap();
+        assert_eq!(mending.text, r#"{"ttl":  30, "postgresql": {"parameters":{"a":"2","mine":"x"}}}"#);
+        assert_eq!(mending.changes, ["postgresql", "slots"]);
+        let again = self::config(&mending.text);
+        assert!(mend(&again, None, &wanted).unwrap().changes.is_empty(), "a second run changes nothing");
+    }
+}

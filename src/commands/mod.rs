@@ -1,0 +1,8 @@
+//! One file per command: its flags, then observe, decide, act, verify.
+
+pub mod follow;
+pub mod pg_probe;
+pub mod port_discover;
+pub mod post_bootstrap;
+pub mod promote;
+pub mod witness;

@@ -1,0 +1,250 @@
+//! `port-discover`: the port of the Service that leads to the peer.
+//!
+//! A tunnel (a TransportServerClaim or any other) makes that Service at run time with a port that nobody knows before. A
+//! Service that is missing, has no such port or may not be read is an error that names it: never an empty port.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{anyhow, bail};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Service, ServicePort};
+use kube::ResourceExt;
+use tracing::info;
+
+use crate::{
+    cli::Session,
+    flags,
+    intercom::{Intercom, PortFacts},
+    kubernetes::{Cluster, is_not_found},
+    outcome::Report,
+    patroni::{ClusterConfig, Scope},
+    site::Phase,
+};
+
+/// Between two looks at a Service that isn't there yet.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Find the port of the Service that leads to the peer, and write it for the next step
+#[derive(Debug, clap::Args)]
+pub struct PortDiscover {
+    /// Service that leads to the peer
+    #[arg(long, env = "LIFEBOAT_SERVICE", value_name = "NAME")]
+    service: String,
+
+    /// Take the port of this name (default: the port at --port-index)
+    #[arg(long, env = "LIFEBOAT_PORT_NAME", value_name = "NAME", conflicts_with = "port_index")]
+    port_name: Option<String>,
+
+    /// Take the port at this place, counted from 0
+    #[arg(long, env = "LIFEBOAT_PORT_INDEX", value_name = "N", default_value_t = 0)]
+    port_index: usize,
+
+    /// Take the node port instead of the Service's own
+    #[arg(long, env = "LIFEBOAT_NODE_PORT")]
+    node_port: bool,
+
+    /// Wait this long for the Service and its port to appear
+    #[arg(long, env = "LIFEBOAT_WAIT", value_name = "DURATION", default_value = "0s", value_parser = flags::duration)]
+    wait: Duration,
+
+    /// Folder shared with the next step: `tsc_port` and `port.json` are written there
+    #[arg(long, env = "LIFEBOAT_DIR", value_name = "DIR", default_value = "/intercom")]
+    dir: PathBuf,
+
+    /// Do nothing if the Patroni cluster of this scope is initialized already, or if this site was promoted: such a site
+    /// must be able to restart though its peer is gone
+    #[arg(long, env = "LIFEBOAT_SKIP_IF_INITIALIZED", value_name = "SCOPE")]
+    skip_if_initialized: Option<Scope>,
+
+    /// Do nothing if the site of this scope was promoted: it needs no peer
+    #[arg(long, env = "LIFEBOAT_SKIP_IF_PROMOTED", value_name = "SCOPE", conflicts_with = "skip_if_initialized")]
+    skip_if_promoted: Option<Scope>,
+}
+
+/// Why there is no port (yet).
+#[derive(Debug, PartialEq, Eq)]
+enum NoPort {
+    /// It may still come: the tunnel is being made.
+    NotYet(String),
+    /// Waiting doesn't help.
+    Never(String),
+}
+
+impl PortDiscover {
+    /// Finds the port and writes it.
+    pub async fn run(self, session: &Session) -> anyhow::Result<Report> {
+        let intercom = Intercom::new(&self.dir);
+        if !session.dry_run {
+            intercom.clear_port()?;
+        }
+        let cluster = session.cluster().await?;
+        if let Some(reason) = self.not_needed(cluster).await? {
+            return Ok(Report::nothing_to_do(reason));
+        }
+        let facts = self.wait_for_port(cluster).await?;
+        if !session.dry_run {
+            intercom.write_port(&facts)?;
+        }
+        Ok(Report::done(format!("Service {} leads to the peer by port {}", facts.service, facts.port))
+            .with("service", &facts.service)
+            .with("port", facts.port)
+            .with("node_port", facts.node_port)
+            .with("uid", &facts.uid))
+    }
+
+    /// Why no port is needed, where a flag asks for that.
+    async fn not_needed(&self, cluster: &Cluster) -> anyhow::Result<Option<String>> {
+        let Some(scope) = self.skip_if_initialized.as_ref().or(self.skip_if_promoted.as_ref()) else { return Ok(None) };
+        if self.skip_if_initialized.is_some()
+            && let Some(map) = cluster.find_configmap(&scope.config()).await?
+            && let Some(id) = ClusterConfig::read(&map)?.initialize
+        {
+            return Ok(Some(format!(
+                "Patroni cluster {} is initialized already (system id {id}): no port is needed",
+                scope.0
+            )));
+        }
+        let phase = cluster.find_site_record(scope).await?.map(|(record, _)| record.phase);
+        let promoted = matches!(phase, Some(Phase::Promoted | Phase::Promoting));
+        Ok(promoted.then(|| format!("site of scope {} was promoted: it needs no peer", scope.0)))
+    }
+
+    async fn wait_for_port(&self, cluster: &Cluster) -> anyhow::Result<PortFacts> {
+        let deadline = Instant::now() + self.wait;
+        let mut told = String::new();
+        loop {
+            let service = match cluster.api::<Service>().get(&self.service).await {
+                Ok(service) => Some(service),
+                Err(error) if is_not_found(&error) => None,
+                Err(error) => return Err(cluster.explain("get", "Service", &self.service, error)),
+            };
+            let why = match self.decide(cluster.namespace(), service.as_ref()) {
+                Ok(facts) => return Ok(facts),
+                Err(NoPort::Never(why)) => bail!(why),
+                Err(NoPort::NotYet(why)) => why,
+            };
+            if Instant::now() + POLL > deadline {
+                let waited =
+                    if self.wait.is_zero() { String::new() } else { format!(" (waited {})", flags::human(self.wait)) };
+                return Err(anyhow!("{why}{waited}; is the tunnel (TransportServerClaim) made on the active site?"));
+            }
+            if why != told {
+                info!("{why}; waiting");
+                told = why;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// The port that the flags ask for, or why there is none.
+    fn decide(&self, namespace: &str, service: Option<&Service>) -> Result<PortFacts, NoPort> {
+        let what = format!("Service {} in namespace {namespace}", self.service);
+        let service = service.ok_or_else(|| NoPort::NotYet(format!("{what} does not exist")))?;
+        if service.metadata.deletion_timestamp.is_some() {
+            return Err(NoPort::NotYet(format!("{what} is being deleted")));
+        }
+        let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+        let port = self.choose(ports).ok_or_else(|| match &self.port_name {
+            Some(name) => NoPort::NotYet(format!("{what} has no port named {name}; it has {}", names(ports))),
+            None => NoPort::NotYet(format!("{what} has no port at index {}; it has {}", self.port_index, names(ports))),
+        })?;
+        let valid = |number: i32| u16::try_from(number).ok().filter(|&number| number > 0);
+        let node_port = port.node_port.and_then(valid);
+        let number = if self.node_port {
+            node_port.ok_or_else(|| NoPort::Never(format!("{what} has no node port: it is no NodePort Service")))?
+        } else {
+            valid(port.port).ok_or_else(|| NoPort::Never(format!("{what} has port {}, which is no port", port.port)))?
+        };
+        Ok(PortFacts {
+            version: 1,
+            taken: Timestamp::now(),
+            namespace: namespace.to_owned(),
+            service: self.service.clone(),
+            uid: service.uid().unwrap_or_default(),
+            port: number,
+            node_port,
+        })
+    }
+
+    fn choose<'a>(&self, ports: &'a [ServicePort]) -> Option<&'a ServicePort> {
+        match &self.port_name {
+            Some(name) => ports.iter().find(|port| port.name.as_ref() == Some(name)),
+            None => ports.get(self.port_index),
+        }
+    }
+}
+
+fn names(ports: &[ServicePort]) -> String {
+    match ports {
+        [] => "no ports".to_owned(),
+        ports => {
+            let each =
+                ports.iter().map(|port| format!("{} ({})", port.port, port.name.as_deref().unwrap_or("unnamed")));
+            format!("ports {}", each.collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ServiceSpec;
+
+    use super::*;
+
+    fn flags(port_name: Option<&str>, port_index: usize, node_port: bool) -> PortDiscover {
+        PortDiscover {
+            service: "pg-primary-gold".into(),
+            port_name: port_name.map(Into::into),
+            port_index,
+            node_port,
+            wait: Duration::ZERO,
+            dir: "/intercom".into(),
+            skip_if_initialized: None,
+            skip_if_promoted: None,
+        }
+    }
+
+    fn service(ports: &[(&str, i32, Option<i32>)]) -> Service {
+        let ports = ports
+            .iter()
+            .map(|&(name, port, node_port)| ServicePort {
+                name: Some(name.into()),
+                port,
+                node_port,
+                ..Default::default()
+            })
+            .collect();
+        Service { spec: Some(ServiceSpec { ports: Some(ports), ..Default::default() }), ..Default::default() }
+    }
+
+    #[test]
+    fn port_is_chosen_by_index_name_or_node_port() {
+        let service = service(&[("a", 36760, None), ("b", 36761, Some(30432))]);
+        let port = |flags: PortDiscover| flags.decide("ns", Some(&service)).map(|facts| facts.port);
+        assert_eq!(port(flags(None, 0, false)), Ok(36760));
+        assert_eq!(port(flags(None, 1, false)), Ok(36761));
+        assert_eq!(port(flags(Some("b"), 0, false)), Ok(36761));
+        assert_eq!(port(flags(Some("b"), 0, true)), Ok(30432));
+    }
+
+    #[test]
+    fn port_absent_is_an_error_that_names_the_service() {
+        let no_port = |flags: PortDiscover, service: Option<&Service>| match flags.decide("ns", service).unwrap_err() {
+            NoPort::NotYet(why) | NoPort::Never(why) => why,
+        };
+        let one = service(&[("a", 36760, None)]);
+        for why in [
+            no_port(flags(None, 0, false), None),
+            no_port(flags(None, 1, false), Some(&one)),
+            no_port(flags(Some("b"), 0, false), Some(&one)),
+            no_port(flags(None, 0, true), Some(&one)),
+            no_port(flags(None, 0, false), Some(&service(&[]))),
+            no_port(flags(None, 0, false), Some(&service(&[("a", 0, None)]))),
+        ] {
+            assert!(why.contains("Service pg-primary-gold in namespace ns"), "{why}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! `post-bootstrap`: what Patroni runs once, on the new primary, after `initdb` (Patroni: `bootstrap.post_bootstrap`).
+//!
+//! Creates the application's role and database, and lets the replication role read the server's statistics, so that the probe
+//! and `promote` need no superuser. Patroni takes any exit code but 0 as a failed bootstrap and starts over.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::{
+    cli::{Session, misconfigured},
+    outcome::Report,
+    postgres::{pgpass, simple_row},
+    secret,
+};
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Create the application's role and database in a new cluster (called by Patroni)
+#[derive(Debug, clap::Args)]
+pub struct PostBootstrap {
+    /// Connection string of the new primary, as Patroni passes it
+    connstr: String,
+
+    /// Role to create for the application
+    #[arg(long, env = "LIFEBOAT_APP_USERNAME", value_name = "ROLE")]
+    app_username: Option<String>,
+
+    /// Database to create for the application, owned by its role
+    #[arg(long, env = "LIFEBOAT_APP_DATABASE", value_name = "NAME", requires = "app_username")]
+    app_database: Option<String>,
+
+    /// Role that may read the server's statistics from now on
+    #[arg(long, env = "LIFEBOAT_REPLICATION_USERNAME", value_name = "ROLE")]
+    monitor_username: Option<String>,
+}
+
+impl PostBootstrap {
+    /// Creates what is missing.
+    pub async fn run(self, session: &Session) -> anyhow::Result<Report> {
+        let password = secret::read(None, "LIFEBOAT_APP_PASSWORD")?;
+        if self.app_username.is_some() && password.is_none() {
+            return misconfigured(Err(anyhow!("the application's role needs a password: set LIFEBOAT_APP_PASSWORD")));
+        }
+        if session.dry_run {
+            return Ok(Report::nothing_to_do("would create the application's role and database"));
+        }
+        tokio::time::timeout(TIMEOUT, self.apply(password))
+            .await
+            .context("create the application's role and database in time")?
+    }
+
+    async fn apply(self, password: Option<SecretString>) -> anyhow::Result<Report> {
+        // A local socket or loopback, right after initdb: no TLS.
+        let mut config: tokio_postgres::Config =
+            misconfigured(self.connstr.parse().context("parse the connection string"))?;
+        let (user, dbname) =
+            (config.get_user().unwrap_or_default().to_owned(), config.get_dbname().unwrap_or_default().to_owned());
+        // Patroni writes the superuser's password into a file, under the host name localhost.
+        let port = config.get_ports().first().copied().unwrap_or(5432);
+        if let Some(own) = pgpass::lookup("localhost", port, &dbname, &user) {
+            config.password(own.expose_secret());
+        }
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.context("connect to the new primary")?;
+        let driver = tokio::spawn(connection);
+        if let Some((role, password)) = self.app_username.as_deref().zip(password) {
+            let exists = format!("SELECT count(*) FROM pg_roles WHERE rolname = {}", literal(role));
+            let verb = if one_number(&client, &exists).await? == "0" { "CREATE" } else { "ALTER" };
+            // The server's log must not show the password, whatever its log_statement says.
+            client.batch_execute("SET log_statement = 'none'; SET log_min_error_statement = 'panic'; SET password_encryption = 'scram-sha-256'").await?;
+            let sql = format!("{verb} ROLE {} LOGIN PASSWORD {}", identifier(role), literal(password.expose_secret()));
+            client.batch_execute(&sql).await.with_context(|| format!("create role {role}"))?;
+        }
+        if let Some((database, owner)) = self.app_database.as_deref().zip(self.app_username.as_deref()) {
+            let exists = format!("SELECT count(*) FROM pg_database WHERE datname = {}", literal(database));
+            if one_number(&client, &exists).await? == "0" {
+                let sql = format!("CREATE DATABASE {} OWNER {}", identifier(database), identifier(owner));
+                client.batch_execute(&sql).await.with_context(|| format!("create database {database}"))?;
+            }
+        }
+        if let Some(role) = self.monitor_username.as_deref() {
+            self.grant_monitor(&client, role).await?;
+        }
+        driver.abort();
+        Ok(Report::done("the application's role and database are there"))
+    }
+
+    /// Patroni creates its replication role only after this command has ended (Patroni: `Bootstrap.post_bootstrap`), so it is made
+    /// here without a password, which Patroni then sets.
+    async fn grant_monitor(&self, client: &tokio_postgres::Client, role: &str) -> anyhow::Result<()> {
+        let exists = format!("SELECT count(*) FROM pg_roles WHERE rolname = {}", literal(role));
+        if one_number(client, &exists).await? == "0" {
+            client.batch_execute(&format!("CREATE ROLE {} REPLICATION LOGIN", identifier(role))).await?;
+        }
+        let sql = format!("GRANT pg_monitor TO {}", identifier(role));
+        client.batch_execute(&sql).await.with_context(|| format!("let role {role} read the statistics"))
+    }
+}
+
+async fn one_number(client: &tokio_postgres::Client, sql: &str) -> anyhow::Result<String> {
+    Ok(simple_row(client, sql).await?.get(0).unwrap_or_default().to_owned())
+}
+
+/// Quotes an identifier (PostgreSQL documentation 4.1.1).
+fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Quotes a string constant, whatever `standard_conforming_strings` says (PostgreSQL documentation 4.1.2.2).
+fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_constants_are_quoted() {
+        assert_eq!(identifier(r#"we"ird"#), r#""we""ird""#);
+        assert_eq!(literal(r"it's \ here"), r"E'it\'s \\ here'");
+    }
+}

@@ -1,0 +1,363 @@
+//! The decision: pure functions from facts to a plan. No clock, no network, no cluster.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::guards::{Guard, GuardFacts, guards};
+use crate::{
+    alerts::Alert,
+    flags::{Size, human},
+    outcome::Evidence,
+    patroni::ClusterConfig,
+    probe::{ProbeFacts, Verdict},
+    site::{LastGood, Phase, Promotion, SiteRecord},
+};
+
+/// Who may decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// Promote when every guard passes. Needs a witness or a second path.
+    Auto,
+    /// When every guard passes, wait for an operator's word.
+    Approve,
+    /// Only report.
+    Off,
+}
+
+/// What the flags allow.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Who may decide.
+    pub mode: Mode,
+    /// Unreachable attempts in a row that are needed.
+    pub failures: u32,
+    /// Time that they must span.
+    pub span: Duration,
+    /// Time from one run to the next; a gap longer than two restarts the count.
+    pub period: Duration,
+    /// Lag that is allowed at the last good probe.
+    pub max_lag: Size,
+    /// A WAL receiver that heard anything within this time forbids promotion.
+    pub receiver_silence: Duration,
+    /// Time after a promotion in which there is no other.
+    pub cooldown: Duration,
+    /// Alerts of one kind repeat after this time.
+    pub alert_repeat: Duration,
+    /// Two sites alone may decide.
+    pub accept_split_brain: bool,
+    /// A person's decision, without a probe.
+    pub confirm: Option<Confirm>,
+}
+
+/// A person's decision.
+#[derive(Debug, Clone)]
+pub struct Confirm {
+    /// Guards that are set aside.
+    pub overrides: Vec<Guard>,
+    /// Why, in the person's words.
+    pub reason: String,
+}
+
+/// Everything that was observed.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// When.
+    pub now: Timestamp,
+    /// The site's record.
+    pub record: SiteRecord,
+    /// The peer's probe, or why it can't be used.
+    pub probe: Result<ProbeFacts, String>,
+    /// Patroni's dynamic configuration.
+    pub config: ClusterConfig,
+    /// What only the guards ask for.
+    pub guard: GuardFacts,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plan {
+    /// Rightly nothing, or waiting.
+    Nothing,
+    /// A guard says no.
+    Refuse,
+    /// Our own configuration is wrong.
+    Mend,
+    /// Remove `standby_cluster`.
+    Promote,
+    /// It is removed already: see whether this site leads.
+    Verify,
+}
+
+/// A plan with its reasons, and the record as it must be written before anything is done.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// What is to be done.
+    pub plan: Plan,
+    /// One sentence.
+    pub reason: String,
+    /// Every guard that was asked.
+    pub evidence: Vec<Evidence>,
+    /// The record to write.
+    pub record: SiteRecord,
+    /// What a person must know of; already reduced to what wasn't told lately.
+    pub alert: Option<Alert>,
+}
+
+/// Counts the probe's attempts. An unreachable one is a failure; one that met a living server resets the count; the others neither
+/// count nor reset. Attempts that were counted before are left out, so that reading the same facts twice counts them once.
+#[must_use]
+pub fn tally(record: &SiteRecord, probe: &ProbeFacts, period: Duration) -> SiteRecord {
+    let mut record = record.clone();
+    let gap = SignedDuration::try_from(period * 2).unwrap_or(SignedDuration::MAX);
+    for attempt in &probe.attempts {
+        if record.last_failure.is_some_and(|last| attempt.at <= last) {
+            continue;
+        }
+        match attempt.verdict {
+            verdict if verdict.is_alive() => record.reset_failures(),
+            Verdict::Unreachable => {
+                if record.last_failure.is_some_and(|last| attempt.at.duration_since(last) > gap) {
+                    record.reset_failures();
+                }
+                record.failures = record.failures.saturating_add(1);
+                record.first_failure.get_or_insert(attempt.at);
+                record.last_failure = Some(attempt.at);
+            }
+            _ => {}
+        }
+    }
+    record
+}
+
+/// Whether the failures are enough, over enough time.
+#[must_use]
+pub fn enough_failures(record: &SiteRecord, policy: &Policy) -> bool {
+    record.failures >= policy.failures && span(record) >= policy.span
+}
+
+/// Time from the first failed attempt to the last.
+fn span(record: &SiteRecord) -> Duration {
+    let ends = record.first_failure.zip(record.last_failure);
+    ends.and_then(|(first, last)| Duration::try_from(last.duration_since(first)).ok()).unwrap_or_default()
+}
+
+/// Decides.
+#[must_use]
+pub fn decide(facts: &Facts, policy: &Policy) -> Decision {
+    let mut decision = if facts.config.standby_cluster.is_none() {
+        already_leads(facts)
+    } else if policy.confirm.is_some() {
+        ask_guards(facts, policy, facts.record.clone())
+    } else {
+        match &facts.probe {
+            Err(why) => Decision::new(Plan::Refuse, format!("the probe's facts can't be used: {why}"), &facts.record)
+                .alert_if(blind_for_long(facts, policy), |reason| Alert::warning("ProbeBlind", reason)),
+            Ok(probe) => watch(facts, probe, policy),
+        }
+    };
+    decision.quiet(facts.now, policy.alert_repeat);
+    decision
+}
+
+/// This site's configuration has no `standby_cluster`: it leads, or is about to.
+fn already_leads(facts: &Facts) -> Decision {
+    let mut record = facts.record.clone();
+    if record.phase == Phase::Promoting {
+        return Decision::new(Plan::Verify, "standby_cluster is removed; this site must lead soon", &record);
+    }
+    if record.phase != Phase::Promoted {
+        let how = if facts.config.sed_leftover { "by an edit that left the key \"null\"" } else { "by somebody else" };
+        let reason = format!("this site was promoted {how}: its configuration has no standby_cluster");
+        record.note(facts.now, &reason);
+        record.promotion = Some(Promotion {
+            decided: facts.now,
+            by: "observed".to_owned(),
+            reason,
+            from_timeline: None,
+            lsn: None,
+            to_timeline: facts.guard.local.as_ref().ok().and_then(|local| local.timeline),
+            verified: None,
+        });
+        record.epoch += 1;
+        record.phase = Phase::Promoted;
+        record.reset_failures();
+    }
+    if let Ok(probe) = &facts.probe
+        && probe.verdict == Verdict::Healthy
+        && probe.peer.in_recovery == Some(false)
+    {
+        let reason = format!(
+            "both sites lead: this site is promoted, and {} accepts writes too; keep clients away from one of them",
+            probe.host
+        );
+        return Decision::new(Plan::Refuse, reason, &record)
+            .alert_if(true, |reason| Alert::warning("SplitBrain", reason));
+    }
+    Decision::new(Plan::Nothing, format!("this site leads already (epoch {})", record.epoch), &record)
+}
+
+/// The ordinary run: what the probe says, and what follows from it.
+fn watch(facts: &Facts, probe: &ProbeFacts, policy: &Policy) -> Decision {
+    let mut record = tally(&facts.record, probe, policy.period);
+    match probe.verdict {
+        verdict if verdict.is_alive() => {
+            let was = record.phase;
+            if let Some(good) = last_good(facts, probe) {
+                record.last_good = Some(good);
+            }
+            if matches!(was, Phase::Suspect | Phase::AwaitingApproval | Phase::Promoting) {
+                record.note(facts.now, format!("the peer answers again: {verdict}"));
+                record.phase = Phase::Watching;
+            }
+            let told = record.last_alert.as_ref().is_some_and(|alert| alert.kind != "PeerBack");
+            Decision::new(Plan::Nothing, format!("the peer is alive: {}", probe.reason), &record)
+                .alert_if(told && was != Phase::Watching, |_| Alert::normal("PeerBack", "the peer answers again"))
+        }
+        Verdict::Unreachable => {
+            if record.phase == Phase::Watching {
+                record.note(facts.now, format!("the peer is unreachable: {}", probe.reason));
+                record.phase = Phase::Suspect;
+            }
+            if enough_failures(&record, policy) {
+                return ask_guards(facts, policy, record);
+            }
+            let reason = format!(
+                "the peer is unreachable: {} of {} failures over {} of {}; waiting",
+                record.failures,
+                policy.failures,
+                human(span(&record)),
+                human(policy.span)
+            );
+            Decision::new(Plan::Nothing, reason, &record)
+        }
+        Verdict::Misconfigured => {
+            Decision::new(Plan::Mend, format!("the probe is misconfigured: {}", probe.reason), &record)
+                .alert_if(blind_for_long(facts, policy), |reason| Alert::warning("ProbeBlind", reason))
+        }
+        _ => Decision::new(Plan::Nothing, format!("the probe learned nothing: {}", probe.reason), &record)
+            .alert_if(blind_for_long(facts, policy), |reason| Alert::warning("ProbeBlind", reason)),
+    }
+}
+
+/// Failures are enough, or a person decided: every guard is asked, none is skipped.
+fn ask_guards(facts: &Facts, policy: &Policy, mut record: SiteRecord) -> Decision {
+    let evidence = guards(facts, &record, policy);
+    let stopped: Vec<&str> =
+        evidence.iter().filter(|evidence| !evidence.passed).map(|evidence| evidence.guard).collect();
+    if !stopped.is_empty() {
+        if record.phase != Phase::Watching {
+            record.phase = Phase::Suspect;
+        }
+        let reason = format!("promotion refused by {}: {}", stopped.join(", "), first_finding(&evidence));
+        return Decision::new(Plan::Refuse, reason, &record)
+            .with_evidence(evidence)
+            .alert_if(true, |reason| Alert::warning("PromotionRefused", reason));
+    }
+    // A decision that was written but not finished keeps its epoch.
+    let epoch = if record.phase == Phase::Promoting { record.epoch } else { record.epoch + 1 };
+    let approved = facts.guard.approval.as_deref().map(str::trim) == Some(epoch.to_string().as_str());
+    let by = match (&policy.confirm, policy.mode) {
+        (Some(_), _) => "confirmed",
+        (None, Mode::Auto) => "auto",
+        (None, Mode::Approve) if approved => "approved",
+        (None, Mode::Approve) => {
+            if record.phase != Phase::AwaitingApproval {
+                record.note(facts.now, format!("every guard passes; promotion to epoch {epoch} awaits approval"));
+                record.phase = Phase::AwaitingApproval;
+            }
+            let reason = format!(
+                "the peer is gone and every guard passes; to promote, set the annotation lifeboat/approve: \"{epoch}\" on the site's state ConfigMap"
+            );
+            return Decision::new(Plan::Nothing, reason, &record)
+                .with_evidence(evidence)
+                .alert_if(true, |reason| Alert::warning("AwaitingApproval", reason));
+        }
+        (None, Mode::Off) => {
+            let reason = "every guard passes, but the mode is off: would promote";
+            return Decision::new(Plan::Nothing, reason, &record)
+                .with_evidence(evidence)
+                .alert_if(true, |reason| Alert::warning("PeerUnreachable", reason));
+        }
+    };
+    let reason = promotion_reason(policy, &record);
+    if record.phase != Phase::Promoting {
+        record.note(facts.now, format!("promotion to epoch {epoch} decided ({by}): {reason}"));
+        let local = facts.guard.local.as_ref().ok();
+        record.promotion = Some(Promotion {
+            decided: facts.now,
+            by: by.to_owned(),
+            reason: reason.clone(),
+            from_timeline: local.and_then(|local| local.timeline),
+            lsn: local.and_then(|local| local.lsn),
+            to_timeline: None,
+            verified: None,
+        });
+    }
+    (record.epoch, record.phase) = (epoch, Phase::Promoting);
+    Decision::new(Plan::Promote, reason, &record).with_evidence(evidence)
+}
+
+fn promotion_reason(policy: &Policy, record: &SiteRecord) -> String {
+    match &policy.confirm {
+        Some(Confirm { overrides, reason }) if overrides.is_empty() => format!("confirmed by a person: {reason}"),
+        Some(Confirm { overrides, reason }) => {
+            let names: Vec<&str> = overrides.iter().map(|guard| guard.name()).collect();
+            format!("confirmed by a person, setting aside {}: {reason}", names.join(", "))
+        }
+        None => format!("the peer was unreachable {} times over {}", record.failures, human(span(record))),
+    }
+}
+
+/// The peer's facts beside our own position, if the probe learned them from a peer that leads.
+fn last_good(facts: &Facts, probe: &ProbeFacts) -> Option<LastGood> {
+    if probe.verdict != Verdict::Healthy || probe.peer.in_recovery != Some(false) {
+        return None;
+    }
+    Some(LastGood {
+        time: probe.taken,
+        system_id: probe.peer.system_id?,
+        timeline: probe.peer.timeline?,
+        peer_lsn: probe.peer.lsn?,
+        local_lsn: facts.guard.local.as_ref().ok().and_then(|local| local.lsn),
+    })
+}
+
+/// A probe that learns nothing for five periods must be told: the site is unwatched.
+fn blind_for_long(facts: &Facts, policy: &Policy) -> bool {
+    let limit = SignedDuration::try_from(policy.period * 5).unwrap_or(SignedDuration::MAX);
+    facts.record.last_good.as_ref().is_none_or(|good| facts.now.duration_since(good.time) > limit)
+}
+
+fn first_finding(evidence: &[Evidence]) -> String {
+    let first = evidence.iter().find(|evidence| !evidence.passed);
+    first.map(|evidence| format!("{} (needs: {})", evidence.found, evidence.required)).unwrap_or_default()
+}
+
+impl Decision {
+    fn new(plan: Plan, reason: impl Into<String>, record: &SiteRecord) -> Self {
+        Self { plan, reason: reason.into(), evidence: Vec::new(), record: record.clone(), alert: None }
+    }
+
+    fn with_evidence(mut self, evidence: Vec<Evidence>) -> Self {
+        self.evidence = evidence;
+        self
+    }
+
+    fn alert_if(mut self, condition: bool, alert: impl FnOnce(&str) -> Alert) -> Self {
+        self.alert = condition.then(|| alert(&self.reason));
+        self
+    }
+
+    /// Alerts go out when their kind changes, then again after `repeat`.
+    fn quiet(&mut self, now: Timestamp, repeat: Duration) {
+        let repeat = SignedDuration::try_from(repeat).unwrap_or(SignedDuration::MAX);
+        let Some(alert) = &self.alert else { return };
+        let lately = |last: &crate::site::LastAlert| last.kind == alert.kind && now.duration_since(last.time) < repeat;
+        if self.record.last_alert.as_ref().is_some_and(lately) {
+            self.alert = None;
+        } else {
+            self.record.last_alert = Some(crate::site::LastAlert { kind: alert.kind.clone(), time: now });
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! The guards: each one reason not to promote. Evidence that is absent is unknown, and unknown refuses.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::decide::{Facts, Mode, Policy, enough_failures};
+use crate::{
+    flags::{Size, human},
+    outcome::Evidence,
+    patroni::MemberRole,
+    postgres::{Lsn, SystemId, Timeline},
+    probe::Verdict,
+    site::SiteRecord,
+};
+
+/// The guards' names, as `--override` takes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Guard {
+    /// The probe says, this time too, that the peer is unreachable.
+    Peer,
+    /// Enough failures over enough time.
+    Failures,
+    /// This site really is a standby.
+    Standby,
+    /// A local leader lives.
+    Leader,
+    /// The local WAL receiver hears nothing.
+    WalReceiver,
+    /// Little enough was missing at the last good probe.
+    Lag,
+    /// The peer's system identifier is ours.
+    SystemId,
+    /// Our timeline descends from the peer's.
+    Timeline,
+    /// Every witness answers and is blind too.
+    Witness,
+    /// The peer's own API server shows no leader.
+    SecondPath,
+    /// Somebody besides the two sites was asked.
+    ThirdParty,
+    /// No operator holds.
+    Hold,
+    /// No maintenance.
+    Maintenance,
+    /// The last promotion is long enough ago.
+    Cooldown,
+    /// Patroni isn't paused.
+    Paused,
+    /// The record doesn't contradict.
+    Record,
+}
+
+impl Guard {
+    /// Its name in evidence and flags.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Failures => "failures",
+            Self::Standby => "standby",
+            Self::Leader => "leader",
+            Self::WalReceiver => "wal-receiver",
+            Self::Lag => "lag",
+            Self::SystemId => "system-id",
+            Self::Timeline => "timeline",
+            Self::Witness => "witness",
+            Self::SecondPath => "second-path",
+            Self::ThirdParty => "third-party",
+            Self::Hold => "hold",
+            Self::Maintenance => "maintenance",
+            Self::Cooldown => "cooldown",
+            Self::Paused => "paused",
+            Self::Record => "record",
+        }
+    }
+
+    /// A person's decision needs no probe; and there is nothing to promote where no standby leads.
+    #[must_use]
+    pub fn may_be_overridden(self) -> bool {
+        !matches!(self, Self::Standby)
+    }
+}
+
+/// What SQL on the local leader says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Local {
+    /// The leader's pod.
+    pub member: String,
+    /// The system identifier.
+    pub system_id: Option<SystemId>,
+    /// In recovery.
+    pub in_recovery: Option<bool>,
+    /// The timeline received, or replayed last.
+    pub timeline: Option<Timeline>,
+    /// The furthest position received or replayed.
+    pub lsn: Option<Lsn>,
+    /// The WAL receiver.
+    pub receiver: Receiver,
+}
+
+/// The WAL receiver as `pg_stat_wal_receiver` shows it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Receiver {
+    /// None is connected.
+    Absent,
+    /// It is connected; its last message came this long ago.
+    Heard(Duration),
+    /// It is there, but we may not see its columns, or nothing could be asked.
+    #[default]
+    Unknown,
+}
+
+/// Patroni's word on the local leader, the second source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberFacts {
+    /// Its role.
+    pub role: MemberRole,
+    /// PostgreSQL's state.
+    pub state: String,
+    /// `streaming` or another word; absent before Patroni 3.0.4.
+    pub replication_state: Option<String>,
+}
+
+/// Whether the local leader's lease was seen to be renewed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Lease {
+    /// It changed while we watched.
+    Renewed,
+    /// It did not change in this time.
+    Stale(Duration),
+    /// Not watched.
+    #[default]
+    Unknown,
+}
+
+/// What one witness said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WitnessFacts {
+    /// Its address.
+    pub url: String,
+    /// Its own verdict on the peer, or why there is none.
+    pub said: Result<Verdict, String>,
+}
+
+/// What the peer's own API server shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecondPath {
+    /// A leader renews its lease there.
+    Leads(String),
+    /// Nobody leads there.
+    NoLeader(String),
+    /// It could not be asked.
+    Unknown(String),
+}
+
+/// Everything that the guards ask for.
+#[derive(Debug, Clone)]
+pub struct GuardFacts {
+    /// SQL on the local leader, or why it could not be asked.
+    pub local: Result<Local, String>,
+    /// Patroni's word on it, or why there is none.
+    pub member: Result<MemberFacts, String>,
+    /// The local lease.
+    pub lease: Lease,
+    /// Every witness.
+    pub witnesses: Vec<WitnessFacts>,
+    /// The second path, where one is configured.
+    pub second_path: Option<SecondPath>,
+    /// The annotation `lifeboat/hold`.
+    pub hold: Option<String>,
+    /// The annotation `lifeboat/maintenance-until`.
+    pub maintenance: Option<String>,
+    /// The annotation `lifeboat/approve`.
+    pub approval: Option<String>,
+}
+
+/// Asks every guard. `record` already counts the present probe.
+#[must_use]
+pub fn guards(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Vec<Evidence> {
+    let mut all = Vec::new();
+    if policy.confirm.is_none() {
+        all.push(peer(facts));
+        all.push(failures(record, policy));
+    }
+    all.extend([
+        standby(facts),
+        leader(&facts.guard),
+        wal_receiver(&facts.guard, policy),
+        lag(record, policy),
+        system_id(facts, record),
+        timeline(&facts.guard, record),
+    ]);
+    all.extend(facts.guard.witnesses.iter().map(witness));
+    all.extend(facts.guard.second_path.as_ref().map(second_path));
+    if policy.confirm.is_none() && policy.mode == Mode::Auto {
+        all.push(third_party(&facts.guard, policy));
+    }
+    all.extend([
+        hold(&facts.guard),
+        maintenance(&facts.guard, facts.now),
+        cooldown(record, facts.now, policy),
+        paused(facts),
+        consistent(record),
+    ]);
+    if let Some(confirm) = &policy.confirm {
+        for evidence in all.iter_mut().filter(|evidence| !evidence.passed) {
+            if confirm.overrides.iter().any(|guard| guard.name() == evidence.guard && guard.may_be_overridden()) {
+                evidence.passed = true;
+                evidence.found = format!("{} (set aside: {})", evidence.found, confirm.reason);
+            }
+        }
+    }
+    all
+}
+
+fn evidence(guard: Guard, passed: bool, found: impl Into<String>, required: impl Into<String>) -> Evidence {
+    Evidence::new(guard.name(), passed, found, required)
+}
+
+fn peer(facts: &Facts) -> Evidence {
+    let required = "the peer is unreachable in this run";
+    match &facts.probe {
+        Ok(probe) => evidence(Guard::Peer, probe.verdict == Verdict::Unreachable, &probe.reason, required),
+        Err(why) => evidence(Guard::Peer, false, why, required),
+    }
+}
+
+fn failures(record: &SiteRecord, policy: &Policy) -> Evidence {
+    let found = match (record.first_failure, record.last_failure) {
+        (Some(first), Some(last)) => format!("{} failures from {first:.0} to {last:.0}", record.failures),
+        _ => "no failures".to_owned(),
+    };
+    let required = format!("{} over {}", policy.failures, human(policy.span));
+    evidence(Guard::Failures, enough_failures(record, policy), found, required)
+}
+
+fn standby(facts: &Facts) -> Evidence {
+    let required = "standby_cluster configured, and the local leader in recovery";
+    let configured = facts.config.standby_cluster.is_some();
+    let (recovers, found) = match (&facts.guard.local, &facts.guard.member) {
+        (Ok(Local { in_recovery: Some(yes), member, .. }), _) => {
+            (*yes, format!("{member} is {}in recovery", if *yes { "" } else { "not " }))
+        }
+        (_, Ok(member)) => (
+            member.role == MemberRole::StandbyLeader && member.state == "running",
+            format!("Patroni's status: {:?}, {}", member.role, member.state),
+        ),
+        (Err(why), Err(_)) | (Ok(_), Err(why)) => (false, format!("unknown: {why}")),
+    };
+    evidence(Guard::Standby, configured && recovers, found, required)
+}
+
+fn leader(facts: &GuardFacts) -> Evidence {
+    let required = "a local leader that renews its lease";
+    let (passed, found) = match (&facts.member, facts.lease) {
+        (Err(why), _) => (false, why.clone()),
+        (Ok(_), Lease::Renewed) => (true, "the lease is renewed".to_owned()),
+        (Ok(_), Lease::Stale(time)) => (false, format!("the lease was not renewed within {}", human(time))),
+        (Ok(_), Lease::Unknown) => (false, "the lease was not watched".to_owned()),
+    };
+    evidence(Guard::Leader, passed, found, required)
+}
+
+fn wal_receiver(facts: &GuardFacts, policy: &Policy) -> Evidence {
+    let required = format!("no message from the peer for {}", human(policy.receiver_silence));
+    let by_patroni = facts.member.as_ref().ok().and_then(|member| member.replication_state.as_deref());
+    let (passed, found) = match (&facts.local, by_patroni) {
+        (Ok(Local { receiver: Receiver::Absent, .. }), _) => (true, "no WAL receiver is connected".to_owned()),
+        (Ok(Local { receiver: Receiver::Heard(ago), .. }), _) => {
+            (*ago >= policy.receiver_silence, format!("the last message came {} ago", human(*ago)))
+        }
+        (_, Some("streaming")) => (false, "Patroni's status: streaming".to_owned()),
+        (_, Some(other)) => (true, format!("Patroni's status: {other}")),
+        (Err(why), None) => (false, format!("unknown: {why}")),
+        (Ok(_), None) => (false, "unknown: the columns of pg_stat_wal_receiver need the role pg_monitor".to_owned()),
+    };
+    evidence(Guard::WalReceiver, passed, found, required)
+}
+
+fn lag(record: &SiteRecord, policy: &Policy) -> Evidence {
+    let required = format!("at most {}, seen no longer than five periods before the first failure", policy.max_lag);
+    let Some(good) = &record.last_good else {
+        return evidence(Guard::Lag, false, "unknown: no good probe yet", required);
+    };
+    let limit = SignedDuration::try_from(policy.period * 5).unwrap_or(SignedDuration::MAX);
+    let current = record.first_failure.is_none_or(|first| first.duration_since(good.time) <= limit);
+    match good.lag() {
+        Some(lag) => {
+            let found = format!("{} at {:.0}", Size(lag), good.time);
+            evidence(Guard::Lag, current && lag <= policy.max_lag.0, found, required)
+        }
+        None => evidence(Guard::Lag, false, "unknown: our own position was not known at the last good probe", required),
+    }
+}
+
+fn system_id(facts: &Facts, record: &SiteRecord) -> Evidence {
+    let required = "one system identifier in the peer, the local server and Patroni's initialize";
+    let local = facts.guard.local.as_ref().ok().and_then(|local| local.system_id);
+    let peer = record.last_good.as_ref().map(|good| good.system_id);
+    let show = |id: Option<SystemId>| id.map_or_else(|| "unknown".to_owned(), |id| id.to_string());
+    let found = format!("peer {}, local {}, initialize {}", show(peer), show(local), show(facts.config.initialize));
+    let same = peer.is_some() && peer == local && local == facts.config.initialize;
+    evidence(Guard::SystemId, same, found, required)
+}
+
+/// A standby only ever follows its peer's timelines, so ours is the peer's or, if the peer switched after the last good probe, a
+/// later one. An earlier one means that we did not follow the peer's last switch.
+fn timeline(facts: &GuardFacts, record: &SiteRecord) -> Evidence {
+    let required = "the local timeline is not before the peer's";
+    let local = facts.local.as_ref().ok().and_then(|local| local.timeline);
+    match (local, record.last_good.as_ref().map(|good| good.timeline)) {
+        (Some(local), Some(peer)) => {
+            evidence(Guard::Timeline, local >= peer, format!("local {local}, peer {peer}"), required)
+        }
+        (None, _) => evidence(Guard::Timeline, false, "unknown: the local timeline", required),
+        (_, None) => evidence(Guard::Timeline, false, "unknown: no good probe yet", required),
+    }
+}
+
+fn witness(witness: &WitnessFacts) -> Evidence {
+    let required = "it answers, and can't reach the peer either";
+    match &witness.said {
+        Ok(verdict) => {
+            evidence(Guard::Witness, *verdict == Verdict::Unreachable, format!("{}: {verdict}", witness.url), required)
+        }
+        Err(why) => evidence(Guard::Witness, false, format!("{}: no answer: {why}", witness.url), required),
+    }
+}
+
+fn second_path(path: &SecondPath) -> Evidence {
+    let required = "the peer's API server answers and shows no leader";
+    let (passed, found) = match path {
+        SecondPath::NoLeader(what) => (true, what.clone()),
+        SecondPath::Leads(what) => (false, what.clone()),
+        SecondPath::Unknown(why) => (false, format!("no answer: {why}")),
+    };
+    evidence(Guard::SecondPath, passed, found, required)
+}
+
+/// Two sites alone can't tell a dead peer from a cut link.
+fn third_party(facts: &GuardFacts, policy: &Policy) -> Evidence {
+    let required = "a witness or a second path, or --accept-split-brain";
+    let asked = facts.witnesses.len() + usize::from(facts.second_path.is_some());
+    let found = if policy.accept_split_brain {
+        format!("{asked} asked; a split brain is accepted")
+    } else {
+        format!("{asked} asked")
+    };
+    evidence(Guard::ThirdParty, asked > 0 || policy.accept_split_brain, found, required)
+}
+
+fn hold(facts: &GuardFacts) -> Evidence {
+    let found = facts.hold.as_ref().map_or_else(|| "no hold".to_owned(), |why| format!("held: {why}"));
+    evidence(Guard::Hold, facts.hold.is_none(), found, "no annotation lifeboat/hold")
+}
+
+fn maintenance(facts: &GuardFacts, now: Timestamp) -> Evidence {
+    let required = "lifeboat/maintenance-until is absent or past";
+    let Some(text) = &facts.maintenance else { return evidence(Guard::Maintenance, true, "no maintenance", required) };
+    match text.trim().parse::<Timestamp>() {
+        Ok(until) => evidence(Guard::Maintenance, until <= now, format!("maintenance until {until}"), required),
+        Err(_) => evidence(Guard::Maintenance, false, format!("{text:?} is no RFC 3339 time"), required),
+    }
+}
+
+fn cooldown(record: &SiteRecord, now: Timestamp, policy: &Policy) -> Evidence {
+    let required = format!("{} since the last promotion", human(policy.cooldown));
+    let last = record.promotion.as_ref().and_then(|promotion| promotion.verified);
+    let limit = SignedDuration::try_from(policy.cooldown).unwrap_or(SignedDuration::MAX);
+    let found = last.map_or_else(|| "never promoted".to_owned(), |time| format!("promoted at {time:.0}"));
+    evidence(Guard::Cooldown, last.is_none_or(|time| now.duration_since(time) >= limit), found, required)
+}
+
+fn paused(facts: &Facts) -> Evidence {
+    let found = if facts.config.paused { "Patroni is paused: it would not promote" } else { "Patroni is active" };
+    evidence(Guard::Paused, !facts.config.paused, found, "Patroni is not in maintenance mode (pause)")
+}
+
+/// A record that says "promoted" beside a `standby_cluster` means that somebody made this site a standby by hand.
+fn consistent(record: &SiteRecord) -> Evidence {
+    use crate::site::Phase;
+    let found = format!(
+        "phase {}",
+        serde_json::to_value(record.phase).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+    );
+    let passed = !matches!(record.phase, Phase::Promoted | Phase::Held);
+    evidence(Guard::Record, passed, found, "a record that knows this site as a standby")
+}

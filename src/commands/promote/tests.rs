@@ -1,0 +1,380 @@
+//! The decision, case by case: one set of facts that promotes, and every single change to it that must not.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+
+use super::{
+    decide::{Confirm, Decision, Facts, Mode, Plan, Policy, decide, tally},
+    guards::{Guard, GuardFacts, Lease, Local, MemberFacts, Receiver, SecondPath, WitnessFacts},
+};
+use crate::{
+    flags::Size,
+    kubernetes::Snapshot,
+    patroni::{ClusterConfig, MemberRole},
+    postgres::{Lsn, SystemId, Timeline},
+    probe::{Attempt, PeerFacts, ProbeFacts, Verdict, conclude},
+    site::{LastGood, Phase, Promotion, SiteRecord},
+};
+
+const ID: SystemId = SystemId(7_000_000_000_000_000_001);
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + seconds).unwrap()
+}
+
+fn policy() -> Policy {
+    Policy {
+        mode: Mode::Auto,
+        failures: 5,
+        span: Duration::from_mins(1),
+        period: Duration::from_mins(1),
+        max_lag: Size(16 << 20),
+        receiver_silence: Duration::from_secs(10),
+        cooldown: Duration::from_mins(10),
+        alert_repeat: Duration::from_hours(1),
+        accept_split_brain: false,
+        confirm: None,
+    }
+}
+
+fn probe(seconds: i64, verdicts: &[Verdict]) -> ProbeFacts {
+    let attempts: Vec<Attempt> = verdicts
+        .iter()
+        .zip(0..)
+        .map(|(&verdict, index)| Attempt { at: at(seconds + index * 5), verdict, error: None })
+        .collect();
+    let verdict = conclude(&attempts);
+    let taken = attempts.last().unwrap().at;
+    ProbeFacts { taken, verdict, attempts, ..ProbeFacts::of_verdict(verdict) }
+}
+
+fn config(standby: bool) -> ClusterConfig {
+    let text = if standby { r#"{"ttl": 30, "standby_cluster": {"host": "h", "port": 1}}"# } else { r#"{"ttl": 30}"# };
+    let mut map = Snapshot::default();
+    map.annotations.insert("config".into(), text.into());
+    map.annotations.insert("initialize".into(), ID.to_string());
+    ClusterConfig::read(&map).unwrap()
+}
+
+fn good() -> LastGood {
+    LastGood { time: at(-60), system_id: ID, timeline: Timeline(1), peer_lsn: Lsn(5000), local_lsn: Some(Lsn(4000)) }
+}
+
+/// A peer that is gone: three failures in the run before, three in this one, and every guard passes.
+fn gone() -> Facts {
+    let mut record = SiteRecord { last_good: Some(good()), phase: Phase::Suspect, ..SiteRecord::new("golddr") };
+    (record.failures, record.first_failure, record.last_failure) = (3, Some(at(0)), Some(at(10)));
+    Facts {
+        now: at(75),
+        record,
+        probe: Ok(probe(60, &[Verdict::Unreachable; 3])),
+        config: config(true),
+        guard: GuardFacts {
+            local: Ok(Local {
+                member: "pg-golddr-0".into(),
+                system_id: Some(ID),
+                in_recovery: Some(true),
+                timeline: Some(Timeline(1)),
+                lsn: Some(Lsn(4000)),
+                receiver: Receiver::Absent,
+            }),
+            member: Ok(MemberFacts {
+                role: MemberRole::StandbyLeader,
+                state: "running".into(),
+                replication_state: None,
+            }),
+            lease: Lease::Renewed,
+            witnesses: vec![WitnessFacts { url: "http://w".into(), said: Ok(Verdict::Unreachable) }],
+            second_path: None,
+            hold: None,
+            maintenance: None,
+            approval: None,
+        },
+    }
+}
+
+fn stopped(decision: &Decision) -> Vec<&'static str> {
+    decision.evidence.iter().filter(|evidence| !evidence.passed).map(|evidence| evidence.guard).collect()
+}
+
+#[test]
+fn peer_gone_and_every_guard_passed_promotes() {
+    let decision = decide(&gone(), &policy());
+    assert_eq!(decision.plan, Plan::Promote, "{decision:?}");
+    assert_eq!((decision.record.phase, decision.record.epoch), (Phase::Promoting, 1));
+    let promotion = decision.record.promotion.unwrap();
+    assert_eq!((promotion.by.as_str(), promotion.from_timeline), ("auto", Some(Timeline(1))));
+}
+
+/// Each change alone stops the promotion, and the named guard says so.
+#[test]
+fn any_single_guard_stops_the_promotion() {
+    type Change = fn(&mut Facts);
+    let changes: [(&str, Change); 30] = [
+        ("standby", |f| f.guard.local.as_mut().unwrap().in_recovery = Some(false)),
+        ("leader", |f| f.guard.lease = Lease::Stale(Duration::from_secs(15))),
+        ("leader", |f| f.guard.lease = Lease::Unknown),
+        ("leader", |f| f.guard.member = Err("no local member holds the lease".into())),
+        ("wal-receiver", |f| f.guard.local.as_mut().unwrap().receiver = Receiver::Heard(Duration::from_secs(9))),
+        ("wal-receiver", |f| f.guard.local.as_mut().unwrap().receiver = Receiver::Unknown),
+        ("wal-receiver", |f| f.guard.local = Err("refused".into())),
+        ("lag", |f| f.record.last_good = None),
+        ("lag", |f| f.record.last_good.as_mut().unwrap().local_lsn = None),
+        ("lag", |f| f.record.last_good.as_mut().unwrap().peer_lsn = Lsn(4001 + (16 << 20))),
+        ("lag", |f| f.record.last_good.as_mut().unwrap().time = at(-301)),
+        ("system-id", |f| f.guard.local.as_mut().unwrap().system_id = Some(SystemId(1))),
+        ("system-id", |f| f.guard.local.as_mut().unwrap().system_id = None),
+        ("system-id", |f| f.record.last_good.as_mut().unwrap().system_id = SystemId(1)),
+        ("system-id", |f| f.config.initialize = Some(SystemId(1))),
+        ("system-id", |f| f.config.initialize = None),
+        ("timeline", |f| f.record.last_good.as_mut().unwrap().timeline = Timeline(2)),
+        ("timeline", |f| f.guard.local.as_mut().unwrap().timeline = None),
+        ("witness", |f| f.guard.witnesses[0].said = Ok(Verdict::Healthy)),
+        ("witness", |f| f.guard.witnesses[0].said = Ok(Verdict::Unknown)),
+        ("witness", |f| f.guard.witnesses[0].said = Err("timed out".into())),
+        ("second-path", |f| f.guard.second_path = Some(SecondPath::Leads("x".into()))),
+        ("second-path", |f| f.guard.second_path = Some(SecondPath::Unknown("x".into()))),
+        ("third-party", |f| f.guard.witnesses.clear()),
+        ("hold", |f| f.guard.hold = Some(String::new())),
+        ("maintenance", |f| f.guard.maintenance = Some(at(76).to_string())),
+        ("maintenance", |f| f.guard.maintenance = Some("tomorrow".into())),
+        ("paused", |f| f.config.paused = true),
+        ("record", |f| f.record.phase = Phase::Held),
+        ("cooldown", |f| {
+            f.record.promotion = Some(Promotion {
+                decided: at(-500),
+                by: "auto".into(),
+                reason: String::new(),
+                from_timeline: None,
+                lsn: None,
+                to_timeline: None,
+                verified: Some(at(-500)),
+            });
+        }),
+    ];
+    for (guard, change) in changes {
+        let mut facts = gone();
+        change(&mut facts);
+        let decision = decide(&facts, &policy());
+        assert_eq!(decision.plan, Plan::Refuse, "{guard}: {}", decision.reason);
+        assert!(stopped(&decision).contains(&guard), "{guard}: {:?}", decision.evidence);
+        assert_ne!(decision.record.phase, Phase::Promoting, "{guard}");
+        assert_eq!(decision.record.failures, 6, "{guard}: a refusal keeps the count");
+        assert_eq!(decision.alert.unwrap().kind, "PromotionRefused");
+    }
+}
+
+#[test]
+fn failures_too_few_or_over_too_short_a_time_wait() {
+    for (failures, first) in [(1, at(0)), (3, at(20))] {
+        let mut facts = gone();
+        (facts.record.failures, facts.record.first_failure) = (failures, Some(first));
+        facts.record.last_failure = Some(at(20));
+        let decision = decide(&facts, &policy());
+        assert_eq!((decision.plan, decision.record.phase), (Plan::Nothing, Phase::Suspect), "{}", decision.reason);
+    }
+}
+
+#[test]
+fn first_failing_run_alone_never_promotes() {
+    let mut facts = gone();
+    facts.record.reset_failures();
+    facts.probe = Ok(probe(60, &[Verdict::Unreachable; 5]));
+    assert_eq!(decide(&facts, &policy()).plan, Plan::Nothing);
+}
+
+#[test]
+fn peer_that_answers_in_any_way_resets_and_calls_off() {
+    for verdict in [Verdict::Healthy, Verdict::Starting, Verdict::Rejected] {
+        for phase in [Phase::Suspect, Phase::AwaitingApproval, Phase::Promoting] {
+            let mut facts = gone();
+            facts.record.phase = phase;
+            facts.probe = Ok(probe(60, &[Verdict::Unreachable, verdict]));
+            let decision = decide(&facts, &policy());
+            assert_eq!(
+                (decision.plan, decision.record.phase, decision.record.failures),
+                (Plan::Nothing, Phase::Watching, 0),
+                "{verdict}"
+            );
+        }
+    }
+}
+
+#[test]
+fn probe_that_learned_nothing_neither_counts_nor_resets() {
+    for (verdict, plan) in [(Verdict::Misconfigured, Plan::Mend), (Verdict::Unknown, Plan::Nothing)] {
+        let mut facts = gone();
+        facts.probe = Ok(probe(60, &[verdict]));
+        let decision = decide(&facts, &policy());
+        assert_eq!((decision.plan, decision.record.failures), (plan, 3), "{verdict}");
+    }
+}
+
+#[test]
+fn facts_stale_or_missing_refuse() {
+    let facts = Facts { probe: Err("too old".into()), ..gone() };
+    let decision = decide(&facts, &policy());
+    assert_eq!((decision.plan, decision.record.failures), (Plan::Refuse, 3));
+}
+
+#[test]
+fn gap_longer_than_two_periods_restarts_the_count() {
+    let mut facts = gone();
+    facts.now = at(215);
+    facts.probe = Ok(probe(200, &[Verdict::Unreachable; 3]));
+    let decision = decide(&facts, &policy());
+    assert_eq!((decision.plan, decision.record.failures), (Plan::Nothing, 3));
+}
+
+#[test]
+fn same_facts_read_twice_count_once() {
+    let facts = gone();
+    let once = tally(&facts.record, facts.probe.as_ref().unwrap(), policy().period);
+    assert_eq!(tally(&once, facts.probe.as_ref().unwrap(), policy().period), once);
+    assert_eq!(once.failures, 6);
+}
+
+#[test]
+fn mode_approve_waits_for_the_word_for_this_very_epoch() {
+    let policy = Policy { mode: Mode::Approve, ..policy() };
+    for (word, plan) in
+        [(None, Plan::Nothing), (Some("0"), Plan::Nothing), (Some("yes"), Plan::Nothing), (Some("1"), Plan::Promote)]
+    {
+        let mut facts = gone();
+        facts.guard.approval = word.map(Into::into);
+        assert_eq!(decide(&facts, &policy).plan, plan, "{word:?}");
+    }
+    let waiting = decide(&gone(), &policy);
+    assert_eq!(
+        (waiting.record.phase, waiting.alert.unwrap().kind.as_str()),
+        (Phase::AwaitingApproval, "AwaitingApproval")
+    );
+}
+
+#[test]
+fn mode_off_only_reports() {
+    assert_eq!(decide(&gone(), &Policy { mode: Mode::Off, ..policy() }).plan, Plan::Nothing);
+}
+
+#[test]
+fn promotion_begun_by_a_killed_run_is_finished_with_its_epoch() {
+    let mut facts = gone();
+    facts.record = decide(&facts, &policy()).record;
+    let again = decide(&facts, &policy());
+    assert_eq!((again.plan, again.record.epoch), (Plan::Promote, 1), "the patch was not made yet");
+    facts.config = config(false);
+    let decision = decide(&facts, &policy());
+    assert_eq!((decision.plan, decision.record.epoch), (Plan::Verify, 1), "the patch was made");
+}
+
+#[test]
+fn site_promoted_by_somebody_else_is_recorded_and_left_alone() {
+    for sed_leftover in [false, true] {
+        let mut facts = gone();
+        facts.config = ClusterConfig { sed_leftover, ..config(false) };
+        let decision = decide(&facts, &policy());
+        assert_eq!((decision.plan, decision.record.phase), (Plan::Nothing, Phase::Promoted));
+        assert_eq!(decision.record.promotion.unwrap().by, "observed");
+    }
+}
+
+#[test]
+fn two_sites_that_lead_are_told() {
+    let mut facts = gone();
+    (facts.config, facts.record.phase) = (config(false), Phase::Promoted);
+    let mut both = probe(60, &[Verdict::Healthy]);
+    both.peer = PeerFacts { in_recovery: Some(false), ..PeerFacts::default() };
+    facts.probe = Ok(both);
+    let decision = decide(&facts, &policy());
+    assert_eq!((decision.plan, decision.alert.unwrap().kind.as_str()), (Plan::Refuse, "SplitBrain"));
+}
+
+#[test]
+fn person_needs_no_probe_but_every_other_guard_unless_set_aside() {
+    let confirm = |overrides: &[Guard]| Policy {
+        mode: Mode::Off,
+        confirm: Some(Confirm { overrides: overrides.to_vec(), reason: "fire in the hall".into() }),
+        ..policy()
+    };
+    let mut facts = Facts { probe: Err("not asked".into()), ..gone() };
+    facts.record.reset_failures();
+    assert_eq!(decide(&facts, &confirm(&[])).plan, Plan::Promote);
+    facts.record.last_good.as_mut().unwrap().peer_lsn = Lsn(1 << 40);
+    assert_eq!(stopped(&decide(&facts, &confirm(&[]))), ["lag"]);
+    let decision = decide(&facts, &confirm(&[Guard::Lag]));
+    assert_eq!(decision.plan, Plan::Promote);
+    let promotion = decision.record.promotion.unwrap();
+    assert!(promotion.reason.contains("lag") && promotion.reason.contains("fire in the hall"), "{}", promotion.reason);
+    facts.guard.local.as_mut().unwrap().in_recovery = Some(false);
+    assert_eq!(decide(&facts, &confirm(&[Guard::Lag, Guard::Standby])).plan, Plan::Refuse, "nothing to promote");
+}
+
+#[test]
+fn alert_of_one_kind_is_sent_once_an_hour() {
+    let mut facts = gone();
+    facts.guard.hold = Some("works".into());
+    let first = decide(&facts, &policy());
+    assert!(first.alert.is_some());
+    facts.record = first.record;
+    assert!(decide(&facts, &policy()).alert.is_none());
+    facts.now += SignedDuration::from_hours(1);
+    assert!(decide(&facts, &policy()).alert.is_some());
+}
+
+#[test]
+fn healthy_probe_with_credentials_remembers_both_positions() {
+    let mut healthy = probe(60, &[Verdict::Healthy]);
+    healthy.peer =
+        PeerFacts { system_id: Some(ID), timeline: Some(Timeline(1)), lsn: Some(Lsn(9000)), in_recovery: Some(false) };
+    let facts = Facts { probe: Ok(healthy), ..gone() };
+    let good = decide(&facts, &policy()).record.last_good.unwrap();
+    assert_eq!((good.lag(), good.time), (Some(5000), at(60)));
+}
+
+proptest! {
+    /// A thousand blips: however single runs fail, as long as no two failing runs follow each other there is no promotion.
+    #[test]
+    fn blips_that_end_before_the_next_run_never_promote(pattern in prop::collection::vec(any::<bool>(), 1..1000)) {
+        let mut facts = gone();
+        facts.record = SiteRecord { last_good: Some(good()), ..SiteRecord::new("golddr") };
+        let mut failed_before = false;
+        for (fails, index) in pattern.into_iter().zip(0..) {
+            let verdict = if fails && !failed_before { Verdict::Unreachable } else { Verdict::Healthy };
+            failed_before = verdict == Verdict::Unreachable;
+            facts.now = at(index * 60 + 15);
+            facts.probe = Ok(probe(index * 60, &[verdict; 3]));
+            let decision = decide(&facts, &policy());
+            prop_assert_eq!(decision.plan, Plan::Nothing);
+            facts.record = decision.record;
+        }
+    }
+
+    /// Whatever the probes say: a promotion needs five unreachable attempts without an answer between them, over a minute.
+    #[test]
+    fn promotion_needs_enough_failures_in_a_row(runs in prop::collection::vec((0..6usize, 20i64..150), 1..20)) {
+        let verdicts = [Verdict::Healthy, Verdict::Starting, Verdict::Rejected, Verdict::Unreachable, Verdict::Unknown, Verdict::Misconfigured];
+        let mut facts = gone();
+        facts.record = SiteRecord { last_good: Some(LastGood { time: at(0), ..good() }), ..SiteRecord::new("golddr") };
+        let (mut seconds, mut since_answer) = (0, Vec::new());
+        for (choice, gap) in runs {
+            seconds += gap;
+            let probe = probe(seconds, &[verdicts[choice]; 3]);
+            for attempt in &probe.attempts {
+                if attempt.verdict.is_alive() { since_answer.clear() }
+                if attempt.verdict == Verdict::Unreachable { since_answer.push(attempt.at) }
+            }
+            facts.now = probe.taken;
+            facts.probe = Ok(probe);
+            let decision = decide(&facts, &policy());
+            if decision.plan == Plan::Promote {
+                prop_assert!(since_answer.len() >= 5);
+                let span = since_answer.last().unwrap().duration_since(since_answer[0]);
+                prop_assert!(span >= SignedDuration::from_secs(60));
+                break;
+            }
+            facts.record = decision.record;
+        }
+    }
+}

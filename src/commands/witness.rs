@@ -1,0 +1,222 @@
+//! `witness`: at a third place, answers over HTTP what it sees of a site, by the same probe as `pg-probe`.
+//!
+//! `GET /v1/peer` probes and answers with the schema of `probe.json`; `GET /healthz` says that the witness itself lives. With
+//! `LIFEBOAT_WITNESS_TOKEN` set, `/v1/peer` wants it as a bearer token.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow};
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{AUTHORIZATION, CONTENT_TYPE},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Mutex, Semaphore},
+};
+use tracing::{info, warn};
+
+use super::pg_probe::probe_server;
+use crate::{
+    cli::{Session, misconfigured},
+    flags,
+    outcome::Report,
+    postgres::{Credentials, Server, TlsOptions},
+    probe::ProbeFacts,
+    secret,
+};
+
+/// Callers within this time share one probe: nobody can use the witness to hammer the peer.
+const SHARED_FOR: Duration = Duration::from_secs(1);
+/// A caller that sends no request within this time is dropped.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections beyond this number wait.
+const CONNECTIONS: usize = 64;
+
+/// Answer over HTTP, from a third place, what can be seen of a site
+#[derive(Debug, clap::Args)]
+pub struct Witness {
+    /// Address to listen on
+    #[arg(long, env = "LIFEBOAT_LISTEN", value_name = "ADDRESS:PORT", default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
+
+    /// The site to watch: host and port of its PostgreSQL
+    #[arg(long, env = "LIFEBOAT_PEER", value_name = "HOST:PORT")]
+    peer: String,
+
+    #[command(flatten)]
+    credentials: Credentials,
+
+    #[command(flatten)]
+    tls: TlsOptions,
+
+    /// Attempts for one answer
+    #[arg(long, env = "LIFEBOAT_ATTEMPTS", value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=10))]
+    attempts: u32,
+
+    /// Pause between two attempts
+    #[arg(long, env = "LIFEBOAT_INTERVAL", value_name = "DURATION", default_value = "500ms", value_parser = flags::duration)]
+    interval: Duration,
+
+    /// Time limit of one attempt
+    #[arg(long, env = "LIFEBOAT_TIMEOUT", value_name = "DURATION", default_value = "3s", value_parser = flags::positive_duration)]
+    timeout: Duration,
+}
+
+/// What all connections share.
+struct Watch {
+    server: Server,
+    attempts: u32,
+    interval: Duration,
+    timeout: Duration,
+    token: Option<SecretString>,
+    last: Mutex<Option<(Instant, ProbeFacts)>>,
+}
+
+impl Witness {
+    /// Serves until it is stopped.
+    pub async fn run(self, session: &Session) -> anyhow::Result<Report> {
+        let (host, port) = misconfigured(host_and_port(&self.peer))?;
+        let password = misconfigured(self.credentials.password(&host, port))?;
+        misconfigured(self.tls.connector())?;
+        let watch = Arc::new(Watch {
+            server: Server { host, port, credentials: self.credentials, password, tls: self.tls },
+            attempts: self.attempts,
+            interval: self.interval,
+            timeout: self.timeout,
+            token: secret::read(None, "LIFEBOAT_WITNESS_TOKEN")?,
+            last: Mutex::new(None),
+        });
+        if session.dry_run {
+            return Ok(Report::nothing_to_do(format!("would watch {} and listen on {}", self.peer, self.listen)));
+        }
+        let listener = TcpListener::bind(self.listen).await.with_context(|| format!("listen on {}", self.listen))?;
+        info!("watching {}, listening on {}", self.peer, listener.local_addr()?);
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let place = Arc::clone(&places).acquire_owned().await?;
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let watch = Arc::clone(&watch);
+                    tokio::spawn(async move {
+                        serve(stream, watch).await;
+                        drop(place);
+                    });
+                }
+                // Out of file descriptors, or a caller that is gone already: the next one may do better.
+                Err(error) => {
+                    warn!("accept: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, watch: Arc<Watch>) {
+    let service = service_fn(move |request| {
+        let watch = Arc::clone(&watch);
+        async move { Ok::<_, Infallible>(watch.answer(&request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        warn!("connection: {error}");
+    }
+}
+
+impl Watch {
+    async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
+            (&Method::GET, "/v1/peer") if !self.allows(request) => {
+                text(StatusCode::UNAUTHORIZED, "a bearer token is needed\n")
+            }
+            (&Method::GET, "/v1/peer") => match serde_json::to_vec(&self.look().await) {
+                Ok(body) => {
+                    let mut response = Response::new(Full::from(body));
+                    response
+                        .headers_mut()
+                        .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+                    response
+                }
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+            },
+            (_, "/healthz" | "/v1/peer") => text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"),
+            _ => text(StatusCode::NOT_FOUND, "there are /v1/peer and /healthz\n"),
+        }
+    }
+
+    fn allows(&self, request: &Request<Incoming>) -> bool {
+        let Some(token) = &self.token else { return true };
+        let given = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        given.and_then(|value| value.strip_prefix("Bearer ")).is_some_and(|given| same(given, token.expose_secret()))
+    }
+
+    /// One probe at a time; who comes while it runs gets its result.
+    async fn look(&self) -> ProbeFacts {
+        let mut last = self.last.lock().await;
+        if let Some((when, facts)) = last.as_ref()
+            && when.elapsed() < SHARED_FOR
+        {
+            return facts.clone();
+        }
+        let facts = probe_server(&self.server, self.attempts, self.interval, self.timeout).await;
+        *last = Some((Instant::now(), facts.clone()));
+        facts
+    }
+}
+
+/// Compares without telling by its time how much was right.
+fn same(given: &str, token: &str) -> bool {
+    given.len() == token.len() && given.bytes().zip(token.bytes()).fold(0, |seen, (a, b)| seen | (a ^ b)) == 0
+}
+
+fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body.to_owned()));
+    *response.status_mut() = status;
+    response
+}
+
+fn host_and_port(peer: &str) -> anyhow::Result<(String, u16)> {
+    let hint = || anyhow!("--peer {peer:?} must be HOST:PORT");
+    let (host, port) = peer.rsplit_once(':').ok_or_else(hint)?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let port: u16 = port.parse().map_err(|_| hint())?;
+    if host.is_empty() || port == 0 { Err(hint()) } else { Ok((host.to_owned(), port)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peer_is_host_and_port() {
+        assert_eq!(host_and_port("gold:5432").unwrap(), ("gold".into(), 5432));
+        assert_eq!(host_and_port("[fd00::1]:5432").unwrap(), ("fd00::1".into(), 5432));
+        for bad in ["gold", "gold:", ":5432", "gold:0", "gold:x"] {
+            assert!(host_and_port(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn token_differs_in_length_or_content_is_refused() {
+        assert!(same("abc", "abc"));
+        assert!(!same("abd", "abc"));
+        assert!(!same("ab", "abc"));
+    }
+}

@@ -1,0 +1,118 @@
+//! One cluster's API server: connecting, plain errors, ConfigMaps by compare-and-swap, Events.
+
+mod configmap;
+mod events;
+mod site_record;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, anyhow};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+
+pub use configmap::{Conflict, Snapshot};
+pub use events::EventTarget;
+
+use crate::outcome::Misconfigured;
+
+/// Where a pod finds its own namespace.
+const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+
+/// Which cluster and namespace to work on.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Kubernetes")]
+pub struct ClusterOptions {
+    /// Context of the kubeconfig to use; without it the pod's own service account, else the current context
+    #[arg(long, env = "LIFEBOAT_CONTEXT", global = true)]
+    pub context: Option<String>,
+
+    /// Namespace; without it the pod's own, else the context's
+    #[arg(long, short = 'n', env = "LIFEBOAT_NAMESPACE", global = true)]
+    pub namespace: Option<String>,
+}
+
+/// A namespace of a cluster, with an authenticated client.
+#[derive(Clone)]
+pub struct Cluster {
+    client: kube::Client,
+    namespace: String,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+impl Cluster {
+    /// Loads the configuration; doesn't yet connect.
+    pub async fn connect(options: &ClusterOptions) -> anyhow::Result<Self> {
+        let mut config = match &options.context {
+            Some(context) => of_context(context).await?,
+            None => match kube::Config::incluster() {
+                Ok(config) => config,
+                Err(in_cluster) => kube::Config::from_kubeconfig(&KubeConfigOptions::default())
+                    .await
+                    .map_err(|error| {
+                        anyhow!("neither a pod's service account ({in_cluster}) nor a kubeconfig ({error})")
+                    })
+                    .context(Misconfigured)?,
+            },
+        };
+        // Without these a dead API server would hold a step until its deadline kills it, silently.
+        config.connect_timeout = Some(Duration::from_secs(5));
+        config.read_timeout = Some(Duration::from_secs(15));
+        config.write_timeout = Some(Duration::from_secs(15));
+        let namespace = options.namespace.clone().unwrap_or_else(|| match std::fs::read_to_string(NAMESPACE_FILE) {
+            Ok(name) if options.context.is_none() && !name.trim().is_empty() => name.trim().to_owned(),
+            _ => config.default_namespace.clone(),
+        });
+        let client = kube::Client::try_from(config).context("build the Kubernetes client").context(Misconfigured)?;
+        Ok(Self { client, namespace })
+    }
+
+    /// The namespace that every call here works on.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The API of one kind in this namespace.
+    #[must_use]
+    pub fn api<K>(&self) -> kube::Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        kube::Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Says which call on which object failed, and what the API server or the network answered.
+    pub(crate) fn explain(&self, verb: &str, kind: &str, name: &str, error: kube::Error) -> anyhow::Error {
+        let what = format!("{verb} {kind} {name} in namespace {}", self.namespace);
+        match error {
+            kube::Error::Api(status) => match status.code {
+                404 => anyhow!("{what}: it does not exist"),
+                403 => anyhow!("{what}: the API server forbids it: {}", status.message),
+                401 => anyhow!("{what}: the API server does not know us: {}", status.message),
+                code => anyhow!("{what}: the API server answered {code}: {}", status.message),
+            },
+            other => anyhow!(other).context(what),
+        }
+    }
+}
+
+/// True where the API server said that the object isn't there.
+#[must_use]
+pub fn is_not_found(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+async fn of_context(context: &str) -> anyhow::Result<kube::Config> {
+    let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
+    let load = async {
+        let kubeconfig = Kubeconfig::read()?;
+        kube::Config::from_custom_kubeconfig(kubeconfig, &options).await
+    };
+    let place = std::env::var_os("KUBECONFIG").map_or_else(|| PathBuf::from("~/.kube/config"), PathBuf::from);
+    load.await.with_context(|| format!("load context {context} from {}", place.display())).context(Misconfigured)
+}

@@ -1,0 +1,49 @@
+//! The state record of a site in its ConfigMap.
+
+use anyhow::{Context, bail};
+
+use super::{Cluster, Snapshot};
+use crate::{patroni::Scope, site::SiteRecord};
+
+/// The data key of the record.
+const KEY: &str = "state.json";
+
+impl Cluster {
+    /// Reads a site's record with the ConfigMap that it came from; `None` if there is neither. A record that can't be read is an
+    /// error: to start anew would forget a promotion.
+    pub async fn find_site_record(&self, scope: &Scope) -> anyhow::Result<Option<(SiteRecord, Snapshot)>> {
+        let Some(map) = self.find_configmap(&scope.state()).await? else { return Ok(None) };
+        let Some(text) = map.data.get(KEY).filter(|text| !text.trim().is_empty()) else { return Ok(None) };
+        let record: SiteRecord =
+            serde_json::from_str(text).with_context(|| format!("read {KEY} of ConfigMap {}", map.name))?;
+        if record.version != 1 {
+            bail!("{KEY} of ConfigMap {} has version {}, this binary knows version 1", map.name, record.version);
+        }
+        Ok(Some((record, map)))
+    }
+
+    /// Reads a site's record, or begins one.
+    pub async fn site_record(&self, scope: &Scope, site: &str) -> anyhow::Result<(SiteRecord, Option<Snapshot>)> {
+        if let Some((record, map)) = self.find_site_record(scope).await? {
+            if record.site != site {
+                bail!("ConfigMap {} is the record of site {}, not of {site}", map.name, record.site);
+            }
+            return Ok((record, Some(map)));
+        }
+        Ok((SiteRecord::new(site), self.find_configmap(&scope.state()).await?))
+    }
+
+    /// Writes a site's record, provided that nobody wrote since it was read.
+    pub async fn write_site_record(
+        &self,
+        scope: &Scope,
+        record: &SiteRecord,
+        seen: Option<&Snapshot>,
+    ) -> anyhow::Result<Snapshot> {
+        let text = serde_json::to_string(record).context("write the state record")?;
+        match seen {
+            Some(map) => self.swap_data(map, KEY, &text).await,
+            None => self.create_configmap(&scope.state(), KEY, &text).await,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Patroni's dynamic configuration: the annotations of `<scope>-config`.
+
+use anyhow::{Context, anyhow};
+use serde_json::Value;
+
+use super::Document;
+use crate::{kubernetes::Snapshot, postgres::SystemId};
+
+/// The annotation that holds the dynamic configuration.
+const CONFIG: &str = "config";
+/// The annotation that holds the system identifier, once the cluster was bootstrapped.
+const INITIALIZE: &str = "initialize";
+/// What `sed s/standby_cluster/null/g` made of the key: a site that was promoted so has this instead.
+const SED_LEFTOVER: &str = "null";
+
+/// Where a standby cluster streams from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StandbyCluster {
+    /// The peer's host.
+    pub host: Option<String>,
+    /// The peer's port.
+    pub port: Option<u16>,
+}
+
+/// What the dynamic configuration says, with its text for an edit that leaves all else alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// The text of the annotation; none before the cluster was bootstrapped.
+    pub text: Option<String>,
+    /// Where the cluster streams from; none if it is no standby cluster.
+    pub standby_cluster: Option<StandbyCluster>,
+    /// The key `"null"` that an edit by `sed` left behind.
+    pub sed_leftover: bool,
+    /// Patroni is in maintenance mode (`pause`): it does nothing by itself.
+    pub paused: bool,
+    /// Seconds between two rounds of Patroni (`loop_wait`, 10 by default).
+    pub loop_wait: u64,
+    /// Seconds after which a lease that was not renewed is lost (`ttl`, 30 by default).
+    pub ttl: u64,
+    /// The system identifier, once the cluster was bootstrapped.
+    pub initialize: Option<SystemId>,
+}
+
+impl ClusterConfig {
+    /// The annotation that [`ClusterConfig::promoted`] is written to.
+    pub const ANNOTATION: &'static str = CONFIG;
+
+    /// Reads the annotations. A configuration that can't be read is an error, never an empty one.
+    pub fn read(map: &Snapshot) -> anyhow::Result<Self> {
+        let annotation = |key: &str| map.annotations.get(key).map(String::as_str).filter(|text| !text.is_empty());
+        let initialize = annotation(INITIALIZE)
+            .map(|text| text.parse().with_context(|| format!("read annotation initialize of ConfigMap {}", map.name)))
+            .transpose()?;
+        let mut config = match annotation(CONFIG) {
+            Some(text) => {
+                Self::parse(text).with_context(|| format!("read annotation config of ConfigMap {}", map.name))?
+            }
+            None => Self { loop_wait: 10, ttl: 30, ..Self::default() },
+        };
+        config.initialize = initialize;
+        Ok(config)
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let document = Document::parse(text)?;
+        let value: Value = serde_json::from_str(text)?;
+        let seconds = |key: &str, default| match &value[key] {
+            Value::Null => Ok(default),
+            other => other.as_u64().or_else(|| other.as_str()?.parse().ok()).ok_or_else(|| anyhow!("{key} is {other}")),
+        };
+        Ok(Self {
+            text: Some(text.to_owned()),
+            standby_cluster: standby_cluster(&value["standby_cluster"])?,
+            sed_leftover: document.get(SED_LEFTOVER).is_some(),
+            paused: value["pause"].as_bool().unwrap_or(false),
+            loop_wait: seconds("loop_wait", 10)?,
+            ttl: seconds("ttl", 30)?,
+            initialize: None,
+        })
+    }
+
+    /// The text without `standby_cluster`: Patroni promotes the standby leader when it reads it.
+    pub fn promoted(&self) -> anyhow::Result<String> {
+        let text = self.text.as_deref().context("Patroni's configuration is not there yet")?;
+        Ok(Document::parse(text)?.without("standby_cluster"))
+    }
+
+    /// The text with other members in `standby_cluster`; all else in it stays.
+    pub fn following(&self, host: &str, port: u16) -> anyhow::Result<String> {
+        let text = self.text.as_deref().context("Patroni's configuration is not there yet")?;
+        let document = Document::parse(text)?;
+        let standby = document.get("standby_cluster").context("the cluster is no standby cluster")?;
+        let standby = Document::parse(standby)?.with("host", &Value::from(host).to_string());
+        let standby = Document::parse(&standby)?.with("port", &port.to_string());
+        Ok(document.with("standby_cluster", &standby))
+    }
+}
+
+/// Patroni takes a cluster for a standby cluster if one of `host`, `port` and `restore_command` is set
+/// (Patroni: `GlobalConfig.is_standby_cluster`).
+fn standby_cluster(value: &Value) -> anyhow::Result<Option<StandbyCluster>> {
+    let Some(object) = value.as_object() else {
+        return if value.is_null() { Ok(None) } else { Err(anyhow!("standby_cluster is {value}, not an object")) };
+    };
+    let is_set =
+        |key: &str| object.get(key).is_some_and(|value| !matches!(value, Value::Null) && value.as_str() != Some(""));
+    if !["host", "port", "restore_command"].into_iter().any(is_set) {
+        return Ok(None);
+    }
+    // Patroni takes the port as a number or as a string; a list of hosts goes with a list of ports.
+    let port = match &object.get("port") {
+        Some(Value::Number(number)) => number.as_u64().and_then(|port| u16::try_from(port).ok()),
+        Some(Value::String(text)) => text.parse().ok(),
+        _ => None,
+    };
+    let host = object.get("host").and_then(Value::as_str).map(ToOwned::to_owned);
+    Ok(Some(StandbyCluster { host, port }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(config: &str) -> anyhow::Result<ClusterConfig> {
+        let mut map = Snapshot { name: "pg-config".into(), ..Snapshot::default() };
+        map.annotations.insert("config".into(), config.into());
+        map.annotations.insert("initialize".into(), "7000000000000000001".into());
+        ClusterConfig::read(&map)
+    }
+
+    #[test]
+    fn standby_cluster_is_what_patroni_takes_for_one() {
+        for (text, host, port) in [
+            (r#"{"standby_cluster": {"host": "h", "port": 36760}}"#, Some("h"), Some(36760)),
+            (r#"{"standby_cluster": {"host": "h", "port": "36760"}}"#, Some("h"), Some(36760)),
+            (r#"{"standby_cluster": {"restore_command": "cp"}}"#, None, None),
+        ] {
+            let standby = read(text).unwrap().standby_cluster.unwrap();
+            assert_eq!((standby.host.as_deref(), standby.port), (host, port), "{text}");
+        }
+        for text in
+            [r#"{"standby_cluster": {}}"#, r#"{"standby_cluster": null}"#, "{}", r#"{"standby_cluster": {"host": ""}}"#]
+        {
+            assert_eq!(read(text).unwrap().standby_cluster, None, "{text}");
+        }
+    }
+
+    #[test]
+    fn key_that_sed_renamed_is_understood_as_promoted() {
+        let config = read(r#"{"ttl": 30, "null": {"host": "h", "port": 1}}"#).unwrap();
+        assert!(config.sed_leftover);
+        assert_eq!(config.standby_cluster, None);
+    }
+
+    #[test]
+    fn configuration_malformed_is_an_error_and_never_an_empty_one() {
+        for bad in ["{", "[]", "null", r#"{"standby_cluster": 5}"#, r#"{"ttl": "soon"}"#, r#"{"a":1,"a":1}"#] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn promoted_and_following_change_only_the_standby_cluster() {
+        let config = read(r#"{"ttl": 3e1,"standby_cluster": {"host": "h","port": 1,"primary_slot_name":"s"}, "x":1}"#)
+            .unwrap_err();
+        assert!(config.to_string().contains("config"), "a ttl that is no whole number is refused: {config:#}");
+        let config =
+            read(r#"{"ttl": 30,"standby_cluster": {"host": "h","port": 1,"primary_slot_name":"s"}, "x":1.50}"#)
+                .unwrap();
+        assert_eq!(config.promoted().unwrap(), r#"{"ttl": 30,"x":1.50}"#);
+        assert_eq!(
+            config.following("peer", 2).unwrap(),
+            r#"{"ttl": 30,"standby_cluster": {"host": "peer","port": 2,"primary_slot_name":"s"}, "x":1.50}"#
+        );
+    }
+}

@@ -1,0 +1,109 @@
+//! A member as Patroni describes it: the annotation `status` of its pod.
+
+use anyhow::{Context, anyhow};
+use k8s_openapi::api::core::v1::Pod;
+use serde::Deserialize;
+use tokio_postgres::config::Host;
+
+use crate::{kubernetes::Cluster, postgres::Timeline};
+
+/// A member's role as Patroni names it. The pod's label is no source for it: its values differ by version and configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberRole {
+    /// Leads and accepts writes (`master` before Patroni 4).
+    #[serde(alias = "master")]
+    Primary,
+    /// Leads a standby cluster.
+    StandbyLeader,
+    /// Follows.
+    Replica,
+    /// Any other word.
+    #[serde(other)]
+    Other,
+}
+
+/// What Patroni says of one member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The pod's name.
+    pub name: String,
+    /// Its role.
+    pub role: MemberRole,
+    /// PostgreSQL's state, such as `running`.
+    pub state: String,
+    /// PostgreSQL's host.
+    pub host: String,
+    /// PostgreSQL's port.
+    pub port: u16,
+    /// The timeline, where Patroni knows it.
+    pub timeline: Option<Timeline>,
+    /// `streaming`, `in archive recovery` or nothing; absent before Patroni 3.0.4.
+    pub replication_state: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    role: MemberRole,
+    state: String,
+    conn_url: String,
+    timeline: Option<Timeline>,
+    replication_state: Option<String>,
+}
+
+impl Member {
+    /// Reads a member's pod.
+    pub async fn of_pod(cluster: &Cluster, name: &str) -> anyhow::Result<Self> {
+        let pod = cluster.api::<Pod>().get(name).await.map_err(|error| cluster.explain("get", "Pod", name, error))?;
+        let status = pod
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get("status"))
+            .with_context(|| format!("pod {name} has no annotation status: Patroni does not run in it (yet)"))?;
+        Self::parse(name, status).with_context(|| format!("read annotation status of pod {name}"))
+    }
+
+    fn parse(name: &str, text: &str) -> anyhow::Result<Self> {
+        let status: Status = serde_json::from_str(text)?;
+        let url: tokio_postgres::Config = status.conn_url.parse().context("parse conn_url")?;
+        let host = match url.get_hosts().first() {
+            Some(Host::Tcp(host)) => host.clone(),
+            _ => return Err(anyhow!("conn_url names no TCP host")),
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            role: status.role,
+            state: status.state,
+            host,
+            port: url.get_ports().first().copied().unwrap_or(5432),
+            timeline: status.timeline,
+            replication_state: status.replication_state,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_of_each_version_is_read() {
+        let v4 = r#"{"conn_url":"postgres://10.88.2.5:5432/postgres","api_url":"http://10.88.2.5:8008/patroni","state":"running","role":"standby_leader","version":"4.0.7","xlog_location":100663296,"replication_state":"streaming","timeline":1}"#;
+        let member = Member::parse("pg-0", v4).unwrap();
+        assert_eq!((member.role, member.host.as_str(), member.port), (MemberRole::StandbyLeader, "10.88.2.5", 5432));
+        assert_eq!(member.timeline, Some(Timeline(1)));
+        let v3 = r#"{"conn_url":"postgres://[fd00::5]:5433/postgres","state":"running","role":"master"}"#;
+        let member = Member::parse("pg-0", v3).unwrap();
+        assert_eq!((member.role, member.host.as_str(), member.port), (MemberRole::Primary, "fd00::5", 5433));
+        let other = r#"{"conn_url":"postgres://h/","state":"starting","role":"uninitialized"}"#;
+        assert_eq!(Member::parse("pg-0", other).unwrap().role, MemberRole::Other);
+    }
+
+    #[test]
+    fn status_malformed_is_an_error() {
+        for bad in ["", "{}", r#"{"role":"replica","state":"running","conn_url":"://"}"#] {
+            assert!(Member::parse("pg-0", bad).is_err(), "{bad}");
+        }
+    }
+}

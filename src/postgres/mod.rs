@@ -1,0 +1,12 @@
+//! Speaking with PostgreSQL: connections, what a server is, what went wrong.
+
+mod classify;
+mod connect;
+mod identity;
+pub mod pgpass;
+mod tls;
+
+pub use classify::{Failed, attempt};
+pub use connect::{Connected, Credentials, Server, connect};
+pub use identity::{IDENTITY_QUERY, Lsn, SystemId, Timeline, identity, simple_row};
+pub use tls::{SslMode, TlsOptions};

@@ -1,0 +1,184 @@
+//! The state of a site: what it remembers between runs (contracts: ConfigMap `<scope>-dr`).
+
+use std::collections::VecDeque;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::postgres::{Lsn, SystemId, Timeline};
+
+/// The audit keeps this many events.
+const AUDIT_LIMIT: usize = 50;
+
+/// Annotation: no promotion while it is there; its value says why.
+pub const HOLD: &str = "lifeboat/hold";
+/// Annotation: an operator's word for the promotion to this epoch.
+pub const APPROVE: &str = "lifeboat/approve";
+/// Annotation: no promotion before this time (RFC 3339).
+pub const MAINTENANCE: &str = "lifeboat/maintenance-until";
+
+/// Where the site stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// The peer answers.
+    #[default]
+    Watching,
+    /// The peer is unreachable, not yet long enough or not surely enough.
+    Suspect,
+    /// Everything is ready for promotion but an operator's word.
+    AwaitingApproval,
+    /// A promotion was decided and is not verified yet.
+    Promoting,
+    /// This site leads since its last promotion.
+    Promoted,
+    /// This site must not lead.
+    Held,
+    /// This site was made a standby again.
+    Following,
+}
+
+/// The peer as the last good probe saw it, beside our own position then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastGood {
+    /// When.
+    pub time: Timestamp,
+    /// The peer's system identifier.
+    pub system_id: SystemId,
+    /// The peer's timeline.
+    pub timeline: Timeline,
+    /// The peer's write position.
+    pub peer_lsn: Lsn,
+    /// Our own received position, if our leader could be asked.
+    pub local_lsn: Option<Lsn>,
+}
+
+impl LastGood {
+    /// Bytes that we had not received; none if our own position wasn't known.
+    #[must_use]
+    pub fn lag(&self) -> Option<u64> {
+        self.local_lsn.map(|local| self.peer_lsn.bytes_since(local))
+    }
+}
+
+/// A promotion, decided or done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promotion {
+    /// When it was decided.
+    pub decided: Timestamp,
+    /// Who decided: `auto`, `approved`, `confirmed`, or `observed` where somebody else did it.
+    pub by: String,
+    /// Why, with overrides.
+    pub reason: String,
+    /// The timeline before.
+    pub from_timeline: Option<Timeline>,
+    /// Our own received position before.
+    pub lsn: Option<Lsn>,
+    /// The timeline after, once verified.
+    pub to_timeline: Option<Timeline>,
+    /// When it was verified.
+    pub verified: Option<Timestamp>,
+}
+
+/// One line of the audit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEvent {
+    /// When.
+    pub time: Timestamp,
+    /// What happened.
+    pub event: String,
+}
+
+/// The last alert that was sent, so that it isn't sent again each minute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastAlert {
+    /// Its kind.
+    pub kind: String,
+    /// When it was sent.
+    pub time: Timestamp,
+}
+
+/// The whole record. Unknown fields of a newer version are refused rather than lost on the next write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SiteRecord {
+    /// The schema's version, 1.
+    pub version: u8,
+    /// The site's name.
+    pub site: String,
+    /// Counts this site's promotions.
+    pub epoch: u64,
+    /// Where the site stands.
+    pub phase: Phase,
+    /// Unreachable attempts in a row.
+    pub failures: u32,
+    /// The first of them.
+    pub first_failure: Option<Timestamp>,
+    /// The last of them.
+    pub last_failure: Option<Timestamp>,
+    /// The last good probe.
+    pub last_good: Option<LastGood>,
+    /// The current or last promotion.
+    pub promotion: Option<Promotion>,
+    /// What happened, newest last.
+    pub audit: VecDeque<AuditEvent>,
+    /// The last alert.
+    pub last_alert: Option<LastAlert>,
+}
+
+impl SiteRecord {
+    /// The record of a site that nothing is known of yet.
+    #[must_use]
+    pub fn new(site: &str) -> Self {
+        Self {
+            version: 1,
+            site: site.to_owned(),
+            epoch: 0,
+            phase: Phase::Watching,
+            failures: 0,
+            first_failure: None,
+            last_failure: None,
+            last_good: None,
+            promotion: None,
+            audit: VecDeque::new(),
+            last_alert: None,
+        }
+    }
+
+    /// Adds a line to the audit and drops the oldest beyond the limit.
+    pub fn note(&mut self, time: Timestamp, event: impl Into<String>) {
+        self.audit.push_back(AuditEvent { time, event: event.into() });
+        while self.audit.len() > AUDIT_LIMIT {
+            self.audit.pop_front();
+        }
+    }
+
+    /// Forgets the failures: the peer answered.
+    pub fn reset_failures(&mut self) {
+        (self.failures, self.first_failure, self.last_failure) = (0, None, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn record_is_written_as_in_the_contract() {
+        let text = serde_json::to_string(&SiteRecord::new("golddr")).unwrap();
+        assert_eq!(
+            text,
+            r#"{"version":1,"site":"golddr","epoch":0,"phase":"watching","failures":0,"first_failure":null,"last_failure":null,"last_good":null,"promotion":null,"audit":[],"last_alert":null}"#
+        );
+    }
+
+    #[test]
+    fn audit_keeps_the_newest_fifty() {
+        let mut record = SiteRecord::new("golddr");
+        for number in 0..60 {
+            record.note(Timestamp::UNIX_EPOCH, format!("event {number}"));
+        }
+        assert_eq!(record.audit.len(), 50);
+        assert_eq!(record.audit.back().unwrap().event, "event 59");
+    }
+}
