@@ -21,7 +21,7 @@ It never holds standby_cluster: that belongs to `follow` and `promote`.
 {{- mergeOverwrite $dcs (deepCopy .Values.patroni.extraDcs) | toJson -}}
 {{- end -}}
 
-{{/* Patroni's configuration on this pod, apart from bootstrap. Patroni reads it at its start only, so a change restarts the pods. */}}
+{{/* Patroni's configuration on this pod, apart from bootstrap. A copy starts with a fast checkpoint: a spread one keeps it waiting for minutes. Patroni reads it at its start only, so a change restarts the pods. */}}
 {{- define "lifeboat.patroniLocal" -}}
 {{- $tls := .Values.postgresql.tls.existingSecret -}}
 {{- $host := ternary "hostssl" "host" (not (empty $tls)) -}}
@@ -51,6 +51,7 @@ It never holds standby_cluster: that belongs to `follow` and `promote`.
     "bin_dir" .Values.postgresql.binDir
     "pgpass" "/tmp/pgpass"
     "use_unix_socket" true
+    "basebackup" (dict "checkpoint" "fast")
     "pg_hba" (default $hba .Values.postgresql.pgHba)
     "parameters" $parameters)
   | toJson -}}
