@@ -5,7 +5,11 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${LIFEBOAT_CACHE:-$HOME/.cache/lifeboat}
 bin=$cache/bin
-state=$cache/clusters
+# Several pairs can run side by side, each with names and addresses of its own: LIFEBOAT_PAIR=1 to 9.
+pair=${LIFEBOAT_PAIR:-0}
+state=$cache/clusters${LIFEBOAT_PAIR:+-$pair}
+prefix=lb${LIFEBOAT_PAIR:-}
+host_net=10.$((77 + pair)) pod_net=10.$((88 + pair)) service_net=10.$((99 + pair))
 kubeconfig=$state/kubeconfig
 sites=(gold golddr)
 places=(gold golddr third)
@@ -27,6 +31,7 @@ is_site() { [[ " ${sites[*]} " == *" $1 "* ]]; }
 # Every place is a network namespace lb-PLACE; all of them hang on one router namespace, lb-router:
 #   10.77.N.2 the place's host   10.88.N.0/24 its pods   10.99.N.0/24 its Services   (N: 1, 2, 3)
 #   10.77.0.1 this machine, 10.77.0.2 the router
+# (another pair counts up from there: lb1-PLACE, 10.78, 10.89, 10.100)
 
 index() {
   case $1 in
@@ -34,13 +39,13 @@ index() {
     *) die "no such place: $1 (there are: ${places[*]})" ;;
   esac
 }
-netns() { printf 'lb-%s' "$1"; }
-host_ip() { printf '10.77.%s.2' "$(index "$1")"; }
-gateway_ip() { printf '10.77.%s.1' "$(index "$1")"; }
-pod_range() { printf '10.88.%s.0/24' "$(index "$1")"; }
-service_range() { printf '10.99.%s.0/24' "$(index "$1")"; }
-api_service_ip() { printf '10.99.%s.1' "$(index "$1")"; }
-dns_ip() { printf '10.99.%s.10' "$(index "$1")"; }
+netns() { printf '%s-%s' "$prefix" "$1"; }
+host_ip() { printf '%s.%s.2' "$host_net" "$(index "$1")"; }
+gateway_ip() { printf '%s.%s.1' "$host_net" "$(index "$1")"; }
+pod_range() { printf '%s.%s.0/24' "$pod_net" "$(index "$1")"; }
+service_range() { printf '%s.%s.0/24' "$service_net" "$(index "$1")"; }
+api_service_ip() { printf '%s.%s.1' "$service_net" "$(index "$1")"; }
+dns_ip() { printf '%s.%s.10' "$service_net" "$(index "$1")"; }
 
 # in_place PLACE CMD…: not `ip netns exec`, which replaces /sys and so hides the cgroups
 in_place() {

@@ -4,7 +4,7 @@
 # The router is a namespace too, not the machine itself: so neither the machine's packet filter
 # (Docker's drops what it does not know) nor its sysctls play a part, and ours hit nothing else.
 
-router=lb-router
+router=$prefix-router
 
 in_router() { nsenter --net="/run/netns/$router" "$@"; }
 
@@ -35,7 +35,7 @@ table inet lifeboat {
     iifname . oifname @rejected meta l4proto tcp reject with tcp reset
     iifname . oifname @rejected reject
     ct state new iifname . oifname @drop_new drop
-    ct state new iifname != "root" ip daddr 10.88.0.0/16 reject with icmp net-unreachable
+    ct state new iifname != "root" ip daddr @PODS@ reject with icmp net-unreachable
   }
 }
 NFT
@@ -43,17 +43,17 @@ NFT
 
 make_router() {
   make_netns "$router"
-  in_router nft list table inet lifeboat >/dev/null 2>&1 || faults_table | in_router nft -f -
+  in_router nft list table inet lifeboat >/dev/null 2>&1 || faults_table | sed "s|@PODS@|$pod_net.0.0/16|" | in_router nft -f -
   if ! in_router ip -o link show root >/dev/null 2>&1; then
-    ip link delete lb-root 2>/dev/null || true
-    ip link add lb-root type veth peer name root netns "$router"
+    ip link delete "$prefix-root" 2>/dev/null || true
+    ip link add "$prefix-root" type veth peer name root netns "$router"
   fi
-  in_router ip address replace 10.77.0.2/24 dev root
+  in_router ip address replace "$host_net.0.2/24" dev root
   in_router ip link set root up
-  ip address replace 10.77.0.1/24 dev lb-root
-  ip link set lb-root up
-  ip route replace 10.77.0.0/16 via 10.77.0.2
-  ip route replace 10.88.0.0/16 via 10.77.0.2
+  ip address replace "$host_net.0.1/24" dev "$prefix-root"
+  ip link set "$prefix-root" up
+  ip route replace "$host_net.0.0/16" via "$host_net.0.2"
+  ip route replace "$pod_net.0.0/16" via "$host_net.0.2"
 }
 
 # make_place PLACE: its namespace, and its cable to the router
@@ -100,5 +100,5 @@ remove_place() {
 remove_shared_network() {
   remove_place third
   remove_netns "$router"
-  ip link delete lb-root 2>/dev/null || true
+  ip link delete "$prefix-root" 2>/dev/null || true
 }

@@ -109,7 +109,7 @@ kind: KubeletConfiguration
 authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: $2/pki/ca.crt}}
 authorization: {mode: Webhook}
 cgroupDriver: cgroupfs
-cgroupRoot: /lb-$1
+cgroupRoot: /$prefix-$1
 cgroupsPerQOS: true
 enforceNodeAllocatable: []
 failSwapOn: false
@@ -179,14 +179,14 @@ cgroup_parents() {
 make_cgroups() {
   local parent
   while IFS= read -r parent; do
-    mkdir -p "$parent/lb-$1"
+    mkdir -p "$parent/$prefix-$1"
     if [[ -e $parent/cgroup.controllers ]]; then
       for controller in cpu cpuset memory pids io; do
         printf '+%s' "$controller" >"$parent/cgroup.subtree_control" 2>/dev/null || true
       done
     elif [[ -e $parent/cpuset.cpus ]]; then # version 1: empty until filled, and then nothing starts
-      cat "$parent/cpuset.cpus" >"$parent/lb-$1/cpuset.cpus"
-      cat "$parent/cpuset.mems" >"$parent/lb-$1/cpuset.mems"
+      cat "$parent/cpuset.cpus" >"$parent/$prefix-$1/cpuset.cpus"
+      cat "$parent/cpuset.mems" >"$parent/$prefix-$1/cpuset.mems"
     fi
   done < <(cgroup_parents)
 }
@@ -194,14 +194,14 @@ make_cgroups() {
 cgroup_pids() {
   local parent
   while IFS= read -r parent; do
-    [[ ! -d $parent/lb-$1 ]] || find "$parent/lb-$1" -name cgroup.procs -exec cat {} + 2>/dev/null || true
+    [[ ! -d $parent/$prefix-$1 ]] || find "$parent/$prefix-$1" -name cgroup.procs -exec cat {} + 2>/dev/null || true
   done < <(cgroup_parents)
 }
 
 remove_cgroups() {
   local parent
   while IFS= read -r parent; do
-    [[ ! -d $parent/lb-$1 ]] || find "$parent/lb-$1" -depth -type d -exec rmdir {} + 2>/dev/null || true
+    [[ ! -d $parent/$prefix-$1 ]] || find "$parent/$prefix-$1" -depth -type d -exec rmdir {} + 2>/dev/null || true
   done < <(cgroup_parents)
 }
 
