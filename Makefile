@@ -1,0 +1,51 @@
+# Lifeboat. `make` alone explains. Caches (build products, tools, images, the test clusters) live outside the checkout.
+export LIFEBOAT_CACHE ?= $(HOME)/.cache/lifeboat
+export CARGO_TARGET_DIR ?= $(LIFEBOAT_CACHE)/target
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+TARGET := x86_64-unknown-linux-musl
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build test lint unit chart e2e images clusters clean-clusters demo bench
+
+help: ## explain the targets
+	@echo 'Lifeboat keeps a PostgreSQL application recoverable. As root on Debian, with git, make, rustup and Go:'
+	@echo
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo 'Start with `make demo`. All caches are in $(LIFEBOAT_CACHE).'
+
+demo: build ## two clusters, a database, a real failover, shown step by step
+	images/build && tests/demo
+
+test: ## install what is needed and run everything: lint, unit, chart, two real clusters
+	tests/run
+
+build: setup ## build the static binary
+	cargo build --locked --release --target $(TARGET)
+
+lint: setup ## rustfmt, clippy, shellcheck, licences and duplicates of dependencies
+	tests/lint
+
+unit: setup ## unit tests, and the binary against real servers on loopback
+	cargo test --locked --lib --bins && cargo test --locked --test loopback
+
+chart: setup ## the chart: lint, schema, unit tests
+	helm/check
+
+images: build ## build the images lifeboat and lifeboat-postgres
+	images/build
+
+clusters: setup ## start the two test clusters
+	tests/clusters/up && images/build && tests/clusters/load-image
+
+e2e: images clusters ## the suite on two real clusters
+	cargo test --locked --features kill-points --test e2e -- --test-threads=1 --nocapture
+
+clean-clusters: ## end the test clusters and remove their data
+	tests/clusters/down
+
+bench: images clusters ## measure ours and the peers' in one run, into benches/results.md
+	benches/run
+
+setup: ## install Debian packages, the Rust toolchain and the pinned Go tools
+	@tests/setup
