@@ -172,7 +172,8 @@ cgroup_parents() {
   if [[ -e /sys/fs/cgroup/cgroup.controllers ]]; then
     printf '/sys/fs/cgroup\n'
   else
-    awk '$3 == "cgroup" { print $2 }' /proc/mounts
+    # Version 2 may be mounted beside, without controllers; runc makes folders there too.
+    awk '$3 == "cgroup" || $3 == "cgroup2" { print $2 }' /proc/mounts
   fi
 }
 
@@ -274,7 +275,8 @@ start_dns() {
 
 # --- the end -----------------------------------------------------------------------------------
 
-# site_pids SITE: all processes of a site: those started, those in its namespace, those of its pods
+# site_pids SITE: all processes of a site: those started, those in its namespace, those of its pods,
+# and containerd's shims, which outlive both it and the namespace's name
 site_pids() {
   local component
   for component in "${components[@]}"; do
@@ -282,6 +284,7 @@ site_pids() {
   done
   if has_netns "$(netns "$1")"; then ip netns pids "$(netns "$1")"; fi
   cgroup_pids "$1"
+  pgrep -f -- "^/usr/bin/containerd-shim-runc-v2 .* -address $(dir_of "$1")/containerd\.sock" || true
 }
 
 kill_site_processes() {
