@@ -1,0 +1,278 @@
+//! One pair of sites, installed by the chart on both clusters.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    sql::Session,
+    system::{
+        Background, LIFEBOAT, address, await_condition, cluster_script, json, kubeconfig, project, run, tool, try_run,
+    },
+};
+
+pub const NAMESPACE: &str = "e2e";
+pub const SCOPE: &str = "lifeboat";
+
+/// Where the witness listens: the third place.
+fn witness_address() -> String {
+    format!("{}:18080", address("third"))
+}
+
+/// One test at a time works on the clusters; a test that failed does not spoil the next one.
+static PAIR: Mutex<bool> = Mutex::new(false);
+
+/// One site: a context and the namespace of the suite.
+#[derive(Clone, Copy)]
+pub struct Site {
+    pub name: &'static str,
+}
+
+pub const GOLD: Site = Site { name: "gold" };
+pub const GOLDDR: Site = Site { name: "golddr" };
+
+impl Site {
+    pub fn host(self) -> String {
+        address(self.name)
+    }
+
+    pub fn kubectl(self, words: &[&str]) -> String {
+        run(tool("kubectl").args(["--context", self.name, "-n", NAMESPACE, "--request-timeout=20s"]).args(words))
+    }
+
+    pub fn try_kubectl(self, words: &[&str]) -> Result<String, String> {
+        try_run(tool("kubectl").args(["--context", self.name, "-n", NAMESPACE, "--request-timeout=5s"]).args(words))
+    }
+
+    pub fn get(self, what: &[&str]) -> Value {
+        json(&self.kubectl(&[&["get", "-o", "json"], what].concat()))
+    }
+
+    pub fn helm(self, words: &[&str]) -> String {
+        run(tool("helm").args(["--kube-context", self.name, "-n", NAMESPACE]).args(words))
+    }
+
+    /// Patroni's dynamic configuration, as its text.
+    pub fn config_text(self) -> String {
+        let map = self.get(&["configmap", "lifeboat-config"]);
+        map["metadata"]["annotations"]["config"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub fn is_standby(self) -> bool {
+        self.config_text().contains("standby_cluster")
+    }
+
+    /// The site's state record.
+    pub fn record(self) -> Value {
+        let map = self.get(&["configmap", "lifeboat-dr"]);
+        map["data"]["state.json"].as_str().map_or(Value::Null, json)
+    }
+
+    pub fn write_record(self, record: &Value) {
+        let patch = serde_json::json!({ "data": { "state.json": record.to_string() } });
+        self.kubectl(&["patch", "configmap", "lifeboat-dr", "--type=merge", "-p", &patch.to_string()]);
+    }
+
+    pub fn annotate_record(self, annotation: &str) {
+        self.kubectl(&["annotate", "--overwrite", "configmap", "lifeboat-dr", annotation]);
+    }
+
+    pub fn leader(self) -> Option<String> {
+        let map = self.get(&["configmap", "lifeboat-leader"]);
+        map["metadata"]["annotations"]["leader"].as_str().map(ToOwned::to_owned)
+    }
+
+    fn secret(self, key: &str) -> String {
+        let template = format!("{{{{index .data \"{key}\" | base64decode}}}}");
+        self.kubectl(&["get", "secret", "lifeboat-auth", "-o", &format!("go-template={template}")])
+    }
+
+    pub fn password(self, role: &str) -> String {
+        self.secret(&format!("{role}-password"))
+    }
+
+    /// The node port that the tunnel's stand-in opened to this site's primary.
+    pub fn node_port(self) -> u16 {
+        await_condition("the tunnel's entrance", Duration::from_secs(20), || {
+            let name = format!("lifeboat-primary-{}", self.name);
+            let service = json(&self.try_kubectl(&["get", "service", &name, "-o", "json"])?);
+            let port = service["spec"]["ports"][0]["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok());
+            port.ok_or_else(|| "no node port".to_owned())
+        })
+    }
+
+    pub fn try_session(self, user: &str, dbname: &str) -> Result<Session, String> {
+        let role = if user == "postgres" { "superuser" } else { user };
+        Session::open(&self.host(), self.node_port(), user, &self.password(role), dbname)
+    }
+
+    pub fn session(self) -> Session {
+        await_condition("a session", Duration::from_secs(30), || self.try_session("postgres", "postgres"))
+    }
+}
+
+/// Both sites, with a standby that streams.
+pub struct Pair {
+    _alone: MutexGuard<'static, bool>,
+    pub witness: String,
+    _witness: Background,
+}
+
+impl Pair {
+    /// A pair whose standby streams and whose record is calm, whatever was before.
+    pub fn ready() -> Self {
+        let mut installed = PAIR.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*installed {
+            install_both();
+            *installed = true;
+        }
+        run(cluster_script("link").arg("restore"));
+        if GOLD.try_kubectl(&["get", "namespace", NAMESPACE]).is_err() {
+            run(cluster_script("up").arg("gold"));
+        }
+        await_condition("Gold accepts writes", Duration::from_mins(2), || {
+            let session = GOLD.try_session("postgres", "postgres")?;
+            session.try_query("SELECT pg_logical_emit_message(true, 'e2e', 'ready')").map(drop)
+        });
+        if !GOLDDR.is_standby() {
+            reinstall_standby();
+        }
+        for annotation in ["lifeboat/hold-", "lifeboat/approve-", "lifeboat/maintenance-until-"] {
+            GOLDDR.annotate_record(annotation);
+        }
+        await_streaming();
+        let witness = start_witness();
+        Self { _alone: installed, witness: format!("http://{}", witness_address()), _witness: witness }
+    }
+}
+
+fn start_witness() -> Background {
+    let witness = Background::start(
+        cluster_script("enter")
+            .args([
+                "third",
+                LIFEBOAT,
+                "witness",
+                "--listen",
+                &witness_address(),
+                "--timeout",
+                "1s",
+                "--interval",
+                "100ms",
+            ])
+            .args(["--peer", &format!("{}:{}", GOLD.host(), GOLD.node_port()), "--user", "replicator"])
+            .env("PGPASSWORD", GOLD.password("replication"))
+            .stderr(std::process::Stdio::null()),
+    );
+    await_condition("the witness", Duration::from_secs(10), || {
+        std::net::TcpStream::connect(witness_address()).map(drop).map_err(|error| error.to_string())
+    });
+    witness
+}
+
+/// Streams, judged by the standby's own WAL receiver.
+pub fn await_streaming() {
+    await_condition("GoldDR streams", Duration::from_mins(2), || {
+        let session = GOLDDR.try_session("postgres", "postgres")?;
+        match session.try_query("SELECT status FROM pg_stat_wal_receiver")?.first().map(String::as_str) {
+            Some("streaming") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+}
+
+fn install_both() {
+    try_run(&mut cluster_script("status"))
+        .unwrap_or_else(|text| panic!("the clusters are not up: run `make clusters`\n{text}"));
+    let begun = Instant::now();
+    for site in [GOLD, GOLDDR] {
+        remove(site);
+        let manifest = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": {
+            "pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}}});
+        let _ = try_run(tool("kubectl").args(["--context", site.name, "create", "namespace", NAMESPACE]));
+        site.kubectl(&["patch", "namespace", NAMESPACE, "--type=merge", "-p", &manifest.to_string()]);
+    }
+    run(cluster_script("recycle-volumes").args(["gold", "golddr"]));
+    install(GOLD, &[]);
+    let secret = GOLD.get(&["secret", "lifeboat-auth"]);
+    let copy = serde_json::json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "lifeboat-auth"}, "data": secret["data"]});
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), copy.to_string()).unwrap();
+    GOLDDR.kubectl(&["apply", "-f", file.path().to_str().unwrap()]);
+    install_standby();
+    println!("both sites installed in {:?}", begun.elapsed());
+}
+
+fn install(site: Site, more: &[&str]) {
+    let values = project(&format!("helm/lifeboat/values-{}.yaml", site.name));
+    let chart = project("helm/lifeboat");
+    let common = ["install", SCOPE, chart.to_str().unwrap(), "-f", values.to_str().unwrap(), "--wait", "--timeout=3m"];
+    site.helm(&[&common, more].concat());
+}
+
+/// The CronJob sleeps unless a test wakes it.
+fn install_standby() {
+    install(
+        GOLDDR,
+        &[
+            "--set",
+            &format!("monitor.witnesses={{http://{}}},monitor.mode=auto,monitor.suspend=true", witness_address()),
+        ],
+    );
+}
+
+/// A promoted site can't be made a standby in place: it gets new volumes and a new record.
+fn reinstall_standby() {
+    let begun = Instant::now();
+    remove(GOLDDR);
+    run(cluster_script("recycle-volumes").arg("golddr"));
+    install_standby();
+    println!("GoldDR installed anew in {:?}", begun.elapsed());
+}
+
+fn remove(site: Site) {
+    let _ = try_run(tool("helm").args([
+        "--kube-context",
+        site.name,
+        "-n",
+        NAMESPACE,
+        "uninstall",
+        SCOPE,
+        "--wait",
+        "--timeout=2m",
+    ]));
+    let _ = site.try_kubectl(&["delete", "jobs", "--all"]);
+    let _ = site.try_kubectl(&["delete", "pods", "--all", "--force", "--grace-period=0"]);
+    let _ = site.try_kubectl(&["delete", "persistentvolumeclaims", "--all", "--wait=false"]);
+    let _ = site.try_kubectl(&[
+        "delete",
+        "configmap",
+        "lifeboat-dr",
+        "lifeboat-failover",
+        "lifeboat-sync",
+        "--ignore-not-found",
+    ]);
+    if site.name == "gold" {
+        let _ = site.try_kubectl(&["delete", "secret", "lifeboat-auth", "--ignore-not-found"]);
+    }
+    await_condition("the claims are gone", Duration::from_mins(1), || {
+        match site.try_kubectl(&["get", "persistentvolumeclaims", "-o", "name"]) {
+            Ok(claims) if !claims.trim().is_empty() => Err(claims),
+            _ => Ok(()),
+        }
+    });
+}
+
+/// The address of a Service inside a site.
+pub fn cluster_ip(site: Site, service: &str) -> (String, u16) {
+    let service = site.get(&["service", service]);
+    let port = service["spec"]["ports"][0]["port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap();
+    (service["spec"]["clusterIP"].as_str().unwrap().to_owned(), port)
+}
+
+pub fn kubeconfig_path() -> String {
+    kubeconfig().to_str().unwrap().to_owned()
+}

@@ -1,0 +1,257 @@
+//! Promotions: by the CronJob after a power loss, by a run that was killed after each of its steps, by two runs at once.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    chain::{Chain, Ended, finish},
+    pair::{GOLD, GOLDDR, Pair},
+    sql::Session,
+    system::{Cut, await_condition, cluster_script, run},
+};
+
+fn timeline() -> u32 {
+    let session = GOLDDR.session();
+    assert_eq!(session.one("SELECT pg_is_in_recovery()"), "f");
+    session.one("SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int").parse().unwrap()
+}
+
+fn audit(record: &Value, what: &str) -> usize {
+    let events = record["audit"].as_array().unwrap();
+    events.iter().filter(|event| event["event"].as_str().unwrap_or_default().contains(what)).count()
+}
+
+/// Gold can be reached by nobody. Its WAL receiver on GoldDR has noticed.
+fn isolate_gold(chain: &Chain) -> [Cut; 2] {
+    let cuts = [Cut::new(&["cut", "gold", "golddr"]), Cut::new(&["cut", "gold", "third"])];
+    await_condition("the WAL receiver notices", Duration::from_secs(40), || {
+        let rows = GOLDDR
+            .session()
+            .query("SELECT pid FROM pg_stat_wal_receiver WHERE last_msg_receipt_time > now() - interval '10s'");
+        if rows.is_empty() { Ok(()) } else { Err(format!("{rows:?}")) }
+    });
+    let first = chain.run(&[]);
+    assert_eq!(first.outcome["phase"], "suspect", "{first:#?}");
+    cuts
+}
+
+/// One promotion, whose run is killed after every single step and started again each time.
+#[test]
+fn run_killed_after_each_step_and_run_again_finishes_and_promotes_once() {
+    let pair = Pair::ready();
+    let chain = Chain::calm(&pair);
+    let before: u32 = GOLDDR.session().one("SELECT timeline_id FROM pg_control_checkpoint()").parse().unwrap();
+    let config_before = GOLDDR.config_text();
+    let _cuts = isolate_gold(&chain);
+    for (step, phase, standby) in [
+        ("decided", "suspect", true),
+        ("recorded", "promoting", true),
+        ("rechecked", "promoting", true),
+        ("patched", "promoting", false),
+        ("verified", "promoting", false),
+    ] {
+        chain.probe(&[]);
+        let ended = finish(chain.promote_command(&[]).env("LIFEBOAT_KILL_AT", step));
+        assert!(ended.code.is_none() || ended.code == Some(137), "{step}: {ended:#?}");
+        assert!(ended.outcome.is_null(), "{step}: a killed run said how it ended");
+        let record = GOLDDR.record();
+        assert_eq!(
+            (record["phase"].as_str(), GOLDDR.is_standby()),
+            (Some(phase), standby),
+            "killed at {step}: {record:#}"
+        );
+        println!("killed at {step}: phase {phase}, standby {standby}");
+    }
+    let ended = chain.run(&[]);
+    assert_eq!((ended.code, &ended.outcome["outcome"]), (Some(0), &"done".into()), "{ended:#?}");
+    let record = GOLDDR.record();
+    assert_eq!((&record["phase"], &record["epoch"]), (&"promoted".into(), &1.into()), "{record:#}");
+    assert_eq!(timeline(), before + 1, "promoted once");
+    assert_eq!((audit(&record, "decided"), audit(&record, "promoted:")), (1, 1), "{record:#}");
+    // Byte for byte, but for standby_cluster, which Patroni wrote last.
+    let at = config_before.find(",\"standby_cluster\"").expect("standby_cluster");
+    assert_eq!(GOLDDR.config_text(), format!("{}}}", &config_before[..at]));
+    let again = chain.promote(&[]);
+    assert_eq!((again.code, &again.outcome["outcome"]), (Some(0), &"nothing-to-do".into()), "{again:#?}");
+}
+
+#[test]
+fn two_runs_at_once_promote_once() {
+    let pair = Pair::ready();
+    let chain = Chain::calm(&pair);
+    let before: u32 = GOLDDR.session().one("SELECT timeline_id FROM pg_control_checkpoint()").parse().unwrap();
+    let _cuts = isolate_gold(&chain);
+    chain.probe(&[]);
+    // Somebody else writes to both records all the while: every write meets conflicts and must observe again.
+    let stop = Arc::new(AtomicBool::new(false));
+    let disturber = {
+        let stop = Arc::clone(&stop);
+        thread::spawn(move || {
+            for number in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let word = format!("e2e/disturbed={number}");
+                let _ = GOLDDR.try_kubectl(&[
+                    "annotate",
+                    "--overwrite",
+                    "configmap",
+                    "lifeboat-config",
+                    "lifeboat-dr",
+                    &word,
+                ]);
+            }
+        })
+    };
+    let runs: Vec<Ended> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..2).map(|_| scope.spawn(|| finish(&mut chain.promote_command(&[])))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    stop.store(true, Ordering::Relaxed);
+    disturber.join().unwrap();
+    assert!(runs.iter().all(|run| run.code == Some(0)), "{runs:#?}");
+    let record = GOLDDR.record();
+    assert_eq!((&record["phase"], &record["epoch"]), (&"promoted".into(), &1.into()), "{record:#}");
+    assert_eq!((audit(&record, "decided"), audit(&record, "promoted:")), (1, 1), "{record:#}");
+    assert_eq!(timeline(), before + 1);
+    let conflicts: usize = runs.iter().map(|run| run.log.matches("observing again").count()).sum();
+    println!(
+        "two runs, {conflicts} conflicts, outcomes {} and {}",
+        runs[0].outcome["outcome"], runs[1].outcome["outcome"]
+    );
+}
+
+#[test]
+fn person_confirms_without_a_probe_and_sets_a_guard_aside() {
+    let pair = Pair::ready();
+    let chain = Chain::calm(&pair);
+    let _cuts = isolate_gold(&chain);
+    let mut record = GOLDDR.record();
+    record["last_good"] = Value::Null;
+    GOLDDR.write_record(&record);
+    let confirm = ["--confirm", "--reason", "Gold's hall is under water"];
+    let refused = chain.promote(&confirm);
+    refused.assert_refused_by("lag");
+    let unreasoned = chain.promote(&["--confirm"]);
+    assert_eq!(unreasoned.code, Some(2), "{unreasoned:#?}");
+    let ended = chain.promote(&[&confirm[..], &["--override", "lag,system-id,timeline"]].concat());
+    assert_eq!((ended.code, &ended.outcome["outcome"]), (Some(0), &"done".into()), "{ended:#?}");
+    let promotion = &GOLDDR.record()["promotion"];
+    let reason = promotion["reason"].as_str().unwrap();
+    assert_eq!(promotion["by"], "confirmed");
+    assert!(reason.contains("under water") && reason.contains("lag"), "{promotion:#}");
+}
+
+/// A row that Gold acknowledged: its number, its commit's position, and when.
+type Acknowledged = (u64, u64, jiff::Timestamp);
+
+/// Writes rows to Gold as fast as one session can, and keeps what was acknowledged.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    rows: Arc<Mutex<Vec<Acknowledged>>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Writer {
+    fn start() -> Self {
+        let session = GOLD.session();
+        session.query("CREATE TABLE written (id bigint PRIMARY KEY, text text)");
+        let (stop, rows) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let thread = {
+            let (stop, rows) = (Arc::clone(&stop), Arc::clone(&rows));
+            thread::spawn(move || {
+                for id in 1.. {
+                    let sql = format!(
+                        "INSERT INTO written VALUES ({id}, 'row'); SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
+                    );
+                    match session.try_query(&sql) {
+                        Ok(answer) => {
+                            rows.lock().unwrap().push((id, answer[0].parse().unwrap(), jiff::Timestamp::now()));
+                        }
+                        Err(_) => return,
+                    }
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    thread::sleep(Duration::from_millis(5));
+                }
+            })
+        };
+        Self { stop, rows, thread: Some(thread) }
+    }
+
+    fn acknowledged(mut self) -> Vec<Acknowledged> {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().unwrap().join();
+        std::mem::take(&mut *self.rows.lock().unwrap())
+    }
+}
+
+fn position(text: &str) -> u64 {
+    let (high, low) = text.split_once('/').unwrap();
+    u64::from_str_radix(high, 16).unwrap() << 32 | u64::from_str_radix(low, 16).unwrap()
+}
+
+/// The main job: Gold loses its power, and the CronJob on its real schedule promotes GoldDR, with the defaults that users get.
+#[test]
+fn gold_killed_is_promoted_by_the_cronjob_on_its_schedule() {
+    let pair = Pair::ready();
+    drop(Chain::calm(&pair));
+    GOLDDR.kubectl(&["patch", "cronjob", "lifeboat-monitor", "-p", r#"{"spec":{"suspend":false}}"#]);
+    let writer = Writer::start();
+    let seen = GOLDDR.record()["last_good"]["time"].clone();
+    await_condition("the CronJob records a good probe", Duration::from_mins(2), || {
+        let record = GOLDDR.record();
+        if record["last_good"]["time"] == seen { Err("not yet".to_owned()) } else { Ok(()) }
+    });
+    let killed = Instant::now();
+    run(cluster_script("kill").arg("gold"));
+    let acknowledged = writer.acknowledged();
+    let promoted = await_condition("the CronJob promotes GoldDR", Duration::from_mins(4), || {
+        let record = GOLDDR.record();
+        if record["phase"] == "promoted" {
+            Ok(record)
+        } else {
+            Err(format!("phase {}, failures {}", record["phase"], record["failures"]))
+        }
+    });
+    let took = killed.elapsed();
+    GOLDDR.kubectl(&["patch", "cronjob", "lifeboat-monitor", "-p", r#"{"spec":{"suspend":true}}"#]);
+    let session = GOLDDR.session();
+    session.query("INSERT INTO written VALUES (0, 'after the promotion')");
+    assert_eq!((&promoted["epoch"], &promoted["promotion"]["by"]), (&1.into(), &"auto".into()), "{promoted:#}");
+    assert_eq!(audit(&promoted, "promoted:"), 1);
+    assert!(timeline() >= 2);
+
+    // What was acknowledged and is not there may only be what the last good probe saw lagging, or was written since.
+    let present = session.one("SELECT count(*) FROM written WHERE id > 0").parse::<usize>().unwrap();
+    let newest = session.one("SELECT coalesce(max(id), 0) FROM written").parse::<u64>().unwrap();
+    let good = &promoted["last_good"];
+    let received_then = position(good["local_lsn"].as_str().unwrap());
+    let certain =
+        acknowledged.iter().filter(|(_, lsn, _)| *lsn <= received_then).map(|(id, ..)| *id).max().unwrap_or(0);
+    let lost = acknowledged.iter().filter(|(id, ..)| *id > newest).count();
+    println!(
+        "Gold killed: GoldDR accepts writes after {took:?}; {} rows acknowledged, {present} present, {lost} lost (the last good probe vouches for {certain})",
+        acknowledged.len()
+    );
+    assert!(!acknowledged.is_empty() && certain > 0, "the writer or the probe did nothing");
+    assert!(newest >= certain, "rows that the last good probe saw received are gone");
+    assert_eq!(present as u64, newest, "a hole in the rows");
+    // The seed's promise in a pod: the chain's last run told what it did in its termination message.
+    let pods = GOLDDR.get(&["pods", "-l", "app.kubernetes.io/component=monitor"]);
+    let told = pods["items"].as_array().unwrap().iter().any(|pod| {
+        let message = &pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"];
+        message.as_str().is_some_and(|text| text.contains("accepts writes"))
+    });
+    assert!(told, "no pod of the monitor says that it promoted: {pods:#}");
+    drop(Session::open(&GOLDDR.host(), GOLDDR.node_port(), "app", &GOLDDR.password("app"), "app").unwrap());
+}

@@ -1,0 +1,163 @@
+//! Commands, waiting, processes.
+
+use std::{
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// The binary under test, with the kill points compiled in.
+pub const LIFEBOAT: &str = env!("CARGO_BIN_EXE_lifeboat");
+
+/// A path below the checkout.
+pub fn project(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Where tools, images and clusters are kept.
+pub fn cache() -> PathBuf {
+    std::env::var_os("LIFEBOAT_CACHE")
+        .map_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".cache/lifeboat"), PathBuf::from)
+}
+
+/// Which pair of clusters to work on: `LIFEBOAT_PAIR`, as `tests/clusters` has it.
+fn pair_number() -> u8 {
+    std::env::var("LIFEBOAT_PAIR").ok().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+pub fn kubeconfig() -> PathBuf {
+    let folder = if pair_number() == 0 { "clusters".to_owned() } else { format!("clusters-{}", pair_number()) };
+    cache().join(folder).join("kubeconfig")
+}
+
+/// The address of a place: gold, golddr, third, or this machine as they see it.
+pub fn address(place: &str) -> String {
+    let last = match place {
+        "gold" => "1.2",
+        "golddr" => "2.2",
+        "third" => "3.2",
+        "machine" => "0.1",
+        other => panic!("no such place: {other}"),
+    };
+    format!("10.{}.{last}", 77 + pair_number())
+}
+
+/// A tool of the test clusters, such as kubectl.
+pub fn tool(name: &str) -> Command {
+    let mut command = Command::new(cache().join("bin").join(name));
+    command.env("KUBECONFIG", kubeconfig());
+    command
+}
+
+/// A script of `tests/clusters`.
+pub fn cluster_script(name: &str) -> Command {
+    Command::new(project("tests/clusters").join(name))
+}
+
+/// Runs to the end; the output's text. A failure fails the test with all that was printed.
+pub fn run(command: &mut Command) -> String {
+    match try_run(command) {
+        Ok(text) => text,
+        Err(text) => panic!("{command:?} failed:\n{text}"),
+    }
+}
+
+/// Runs to the end; what was printed, by success or failure.
+pub fn try_run(command: &mut Command) -> Result<String, String> {
+    let Output { status, stdout, stderr } =
+        command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    if status.success() { Ok(stdout.into_owned()) } else { Err(format!("{stdout}{stderr}")) }
+}
+
+pub fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// Asks until there is an answer; fails the test after the limit, with the last reason why not.
+pub fn await_condition<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<T, String>) -> T {
+    let begun = Instant::now();
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(why) => assert!(begun.elapsed() < limit, "{what}: not within {limit:?}: {why}"),
+        }
+        sleep(Duration::from_millis(300));
+    }
+}
+
+/// A process of the test's own, ended with it.
+pub struct Background(pub Child);
+
+impl Background {
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// All processes of a member's container, found by Patroni's environment and its pid namespace.
+pub fn processes_of(member: &str, namespace: &str) -> Vec<u32> {
+    let wanted = [format!("PATRONI_NAME={member}"), format!("PATRONI_KUBERNETES_NAMESPACE={namespace}")];
+    let pids = || {
+        std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+    };
+    let is_patroni = |pid: &u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        wanted.iter().all(|wanted| environment.split(|&byte| byte == 0).any(|entry| entry == wanted.as_bytes()))
+    };
+    let space = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let patroni = pids().find(is_patroni).unwrap_or_else(|| panic!("no process of {member} in {namespace}"));
+    pids().filter(|&pid| space(pid) == space(patroni)).collect()
+}
+
+/// Stops processes (SIGSTOP) until dropped.
+pub struct Frozen(Vec<u32>);
+
+impl Frozen {
+    pub fn new(pids: Vec<u32>) -> Self {
+        assert!(!pids.is_empty(), "nothing to stop");
+        let frozen = Self(pids);
+        frozen.signal("-STOP");
+        frozen
+    }
+
+    fn signal(&self, signal: &str) {
+        let _ = Command::new("kill")
+            .arg(signal)
+            .args(self.0.iter().map(ToString::to_string))
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.signal("-CONT");
+    }
+}
+
+/// The link between two places is cut (or hampered) until dropped.
+pub struct Cut;
+
+impl Cut {
+    pub fn new(words: &[&str]) -> Self {
+        run(cluster_script("link").args(words));
+        Self
+    }
+}
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        run(cluster_script("link").arg("restore"));
+    }
+}
