@@ -27,7 +27,7 @@ use crate::{
 ///
 /// Each command is one step of a Job, a CronJob or an init container. It exits 0 only after it has checked its own result.
 #[derive(Debug, Parser)]
-#[command(name = "lifeboat", version, arg_required_else_help = true, max_term_width = 120, after_help = EXIT_CODES)]
+#[command(name = "lifeboat", version, arg_required_else_help = true, args_override_self = true, max_term_width = 120, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -8,24 +8,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{anyhow, bail};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use kube::ResourceExt;
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::{
+    alerts::Alert,
     cli::Session,
     flags,
     intercom::{Intercom, PortFacts},
-    kubernetes::{Cluster, is_not_found},
-    outcome::Report,
+    kubernetes::{Cluster, EventTarget, is_not_found},
+    outcome::{Conclusion, Report},
     patroni::{ClusterConfig, Scope},
-    site::Phase,
+    site::{LastAlert, Phase},
 };
 
 /// Between two looks at a Service that isn't there yet.
 const POLL: Duration = Duration::from_secs(1);
+
+/// Alerts of a missing port repeat after this time.
+const REPEAT: SignedDuration = SignedDuration::from_hours(1);
 
 /// Find the port of the Service that leads to the peer, and write it for the next step
 #[derive(Debug, clap::Args)]
@@ -54,12 +57,12 @@ pub struct PortDiscover {
     #[arg(long, env = "LIFEBOAT_DIR", value_name = "DIR", default_value = "/intercom")]
     dir: PathBuf,
 
-    /// Do nothing if the Patroni cluster of this scope is initialized already, or if this site was promoted: such a site
-    /// must be able to restart though its peer is gone
+    /// Where the Patroni cluster of this scope is initialized already, or this site was promoted, a missing Service is no
+    /// error and not waited for: such a site must be able to restart though its peer is gone
     #[arg(long, env = "LIFEBOAT_SKIP_IF_INITIALIZED", value_name = "SCOPE")]
     skip_if_initialized: Option<Scope>,
 
-    /// Do nothing if the site of this scope was promoted: it needs no peer
+    /// Where the site of this scope was promoted, a missing Service is no error and not waited for
     #[arg(long, env = "LIFEBOAT_SKIP_IF_PROMOTED", value_name = "SCOPE", conflicts_with = "skip_if_initialized")]
     skip_if_promoted: Option<Scope>,
 }
@@ -81,10 +84,17 @@ impl PortDiscover {
             intercom.clear_port()?;
         }
         let cluster = session.cluster().await?;
-        if let Some(reason) = self.not_needed(cluster).await? {
-            return Ok(Report::nothing_to_do(reason));
-        }
-        let facts = self.wait_for_port(cluster).await?;
+        let facts = match self.find_port(cluster).await? {
+            Ok(facts) => facts,
+            Err(NoPort::Never(why)) => return Ok(self.no_port(cluster, session.dry_run, why).await),
+            Err(NoPort::NotYet(why)) => match self.not_needed(cluster).await? {
+                Some(reason) => return Ok(Report::nothing_to_do(format!("{why}, and {reason}"))),
+                None => match self.wait_for_port(cluster, why).await? {
+                    Ok(facts) => facts,
+                    Err(why) => return Ok(self.no_port(cluster, session.dry_run, why).await),
+                },
+            },
+        };
         if !session.dry_run {
             intercom.write_port(&facts)?;
         }
@@ -112,31 +122,46 @@ impl PortDiscover {
         Ok(promoted.then(|| format!("site of scope {} was promoted: it needs no peer", scope.0)))
     }
 
-    async fn wait_for_port(&self, cluster: &Cluster) -> anyhow::Result<PortFacts> {
+    /// Looks once.
+    async fn find_port(&self, cluster: &Cluster) -> anyhow::Result<Result<PortFacts, NoPort>> {
+        let service = match cluster.api::<Service>().get(&self.service).await {
+            Ok(service) => Some(service),
+            Err(error) if is_not_found(&error) => None,
+            Err(error) => return Err(cluster.explain("get", "Service", &self.service, error)),
+        };
+        Ok(self.decide(cluster.namespace(), service.as_ref()))
+    }
+
+    /// Looks until there is a port, or the time is over; then why there is none.
+    async fn wait_for_port(&self, cluster: &Cluster, mut why: String) -> anyhow::Result<Result<PortFacts, String>> {
         let deadline = Instant::now() + self.wait;
-        let mut told = String::new();
-        loop {
-            let service = match cluster.api::<Service>().get(&self.service).await {
-                Ok(service) => Some(service),
-                Err(error) if is_not_found(&error) => None,
-                Err(error) => return Err(cluster.explain("get", "Service", &self.service, error)),
-            };
-            let why = match self.decide(cluster.namespace(), service.as_ref()) {
-                Ok(facts) => return Ok(facts),
-                Err(NoPort::Never(why)) => bail!(why),
-                Err(NoPort::NotYet(why)) => why,
-            };
-            if Instant::now() + POLL > deadline {
-                let waited =
-                    if self.wait.is_zero() { String::new() } else { format!(" (waited {})", flags::human(self.wait)) };
-                return Err(anyhow!("{why}{waited}; is the tunnel (TransportServerClaim) made on the active site?"));
-            }
-            if why != told {
-                info!("{why}; waiting");
-                told = why;
-            }
+        info!("{why}");
+        while Instant::now() + POLL <= deadline {
             tokio::time::sleep(POLL).await;
+            match self.find_port(cluster).await? {
+                Ok(facts) => return Ok(Ok(facts)),
+                Err(NoPort::Never(why)) => return Ok(Err(why)),
+                Err(NoPort::NotYet(now)) if now != why => {
+                    info!("{now}; waiting");
+                    why = now;
+                }
+                Err(NoPort::NotYet(_)) => {}
+            }
         }
+        let waited = if self.wait.is_zero() { String::new() } else { format!(" (waited {})", flags::human(self.wait)) };
+        Ok(Err(format!("{why}{waited}; is the tunnel (TransportServerClaim) made on the active site?")))
+    }
+
+    /// Fails. Where a scope is given, its record says when people were told last: not each minute anew.
+    async fn no_port(&self, cluster: &Cluster, dry_run: bool, why: String) -> Report {
+        tracing::error!("{why}");
+        let mut report = Report::new(Conclusion::Failed, why);
+        let scope = self.skip_if_promoted.as_ref().or(self.skip_if_initialized.as_ref());
+        if dry_run || told_lately(cluster, scope).await {
+            return report;
+        }
+        report.alerts.push(Alert::warning("PortDiscoverFailed", report.reason.clone()).about(EventTarget::own_pod()));
+        report
     }
 
     /// The port that the flags ask for, or why there is none.
@@ -175,6 +200,27 @@ impl PortDiscover {
             None => ports.get(self.port_index),
         }
     }
+}
+
+/// Whether the record knows of the same alert within [`REPEAT`]; if not, it does from now on. Who may not read or write the
+/// record tells it each time: better too often than not at all.
+async fn told_lately(cluster: &Cluster, scope: Option<&Scope>) -> bool {
+    let Some(scope) = scope else { return false };
+    let look = async {
+        let Some((mut record, map)) = cluster.find_site_record(scope).await? else { return Ok(false) };
+        let now = Timestamp::now();
+        let lately = |last: &LastAlert| last.kind == "PortDiscoverFailed" && now.duration_since(last.time) < REPEAT;
+        if record.last_alert.as_ref().is_some_and(lately) {
+            return Ok(true);
+        }
+        record.last_alert = Some(LastAlert { kind: "PortDiscoverFailed".to_owned(), time: now });
+        cluster.write_site_record(scope, &record, Some(&map)).await?;
+        anyhow::Ok(false)
+    };
+    look.await.unwrap_or_else(|error| {
+        debug!("whether this was told lately is not known: {error:#}");
+        false
+    })
 }
 
 fn names(ports: &[ServicePort]) -> String {

@@ -20,6 +20,8 @@ pub struct StandbyCluster {
     pub host: Option<String>,
     /// The peer's port.
     pub port: Option<u16>,
+    /// The replication slot on the peer.
+    pub slot: Option<String>,
 }
 
 /// What the dynamic configuration says, with its text for an edit that leaves all else alone.
@@ -37,6 +39,8 @@ pub struct ClusterConfig {
     pub loop_wait: u64,
     /// Seconds after which a lease that was not renewed is lost (`ttl`, 30 by default).
     pub ttl: u64,
+    /// Seconds that Patroni tries a failing operation again (`retry_timeout`, 10 by default).
+    pub retry_timeout: u64,
     /// The system identifier, once the cluster was bootstrapped.
     pub initialize: Option<SystemId>,
 }
@@ -55,7 +59,7 @@ impl ClusterConfig {
             Some(text) => {
                 Self::parse(text).with_context(|| format!("read annotation config of ConfigMap {}", map.name))?
             }
-            None => Self { loop_wait: 10, ttl: 30, ..Self::default() },
+            None => Self { loop_wait: 10, ttl: 30, retry_timeout: 10, ..Self::default() },
         };
         config.initialize = initialize;
         Ok(config)
@@ -75,6 +79,7 @@ impl ClusterConfig {
             paused: value["pause"].as_bool().unwrap_or(false),
             loop_wait: seconds("loop_wait", 10)?,
             ttl: seconds("ttl", 30)?,
+            retry_timeout: seconds("retry_timeout", 10)?,
             initialize: None,
         })
     }
@@ -85,13 +90,22 @@ impl ClusterConfig {
         Ok(Document::parse(text)?.without("standby_cluster"))
     }
 
-    /// The text with other members in `standby_cluster`; all else in it stays.
-    pub fn following(&self, host: &str, port: u16) -> anyhow::Result<String> {
+    /// The text with other members in `standby_cluster`; what is `None`, and all else, stays.
+    pub fn following(&self, peer: &StandbyCluster) -> anyhow::Result<String> {
         let text = self.text.as_deref().context("Patroni's configuration is not there yet")?;
         let document = Document::parse(text)?;
         let standby = document.get("standby_cluster").context("the cluster is no standby cluster")?;
-        let standby = Document::parse(standby)?.with("host", &Value::from(host).to_string());
-        let standby = Document::parse(&standby)?.with("port", &port.to_string());
+        let members = [
+            ("host", peer.host.as_deref().map(Value::from)),
+            ("port", peer.port.map(Value::from)),
+            ("primary_slot_name", peer.slot.as_deref().map(Value::from)),
+        ];
+        let mut standby = standby.to_owned();
+        for (key, value) in members {
+            if let Some(value) = value {
+                standby = Document::parse(&standby)?.with(key, &value.to_string());
+            }
+        }
         Ok(document.with("standby_cluster", &standby))
     }
 }
@@ -113,8 +127,8 @@ fn standby_cluster(value: &Value) -> anyhow::Result<Option<StandbyCluster>> {
         Some(Value::String(text)) => text.parse().ok(),
         _ => None,
     };
-    let host = object.get("host").and_then(Value::as_str).map(ToOwned::to_owned);
-    Ok(Some(StandbyCluster { host, port }))
+    let text = |key: &str| object.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
+    Ok(Some(StandbyCluster { host: text("host"), port, slot: text("primary_slot_name") }))
 }
 
 #[cfg(test)]
@@ -169,7 +183,7 @@ mod tests {
                 .unwrap();
         assert_eq!(config.promoted().unwrap(), r#"{"ttl": 30,"x":1.50}"#);
         assert_eq!(
-            config.following("peer", 2).unwrap(),
+            config.following(&StandbyCluster { host: Some("peer".into()), port: Some(2), slot: None }).unwrap(),
             r#"{"ttl": 30,"standby_cluster": {"host": "peer","port": 2,"primary_slot_name":"s"}, "x":1.50}"#
         );
     }

@@ -269,7 +269,7 @@ fn peer_that_leads_by_its_own_api_server_is_refused_by_the_second_path() {
     let chain = Chain::calm(&pair);
     // The way to Gold's API server stays open: only the path of the probe is cut.
     let dead = ["pg-probe", "--host", &address("gold"), "--port", "9", "--interval", "200ms", "--timeout", "1s"];
-    for _ in 0..2 {
+    for _ in 0..10 {
         finish(&mut chain.command(&dead));
         let ended = chain.promote(&["--peer-context", "gold", "--peer-namespace", NAMESPACE]);
         if ended.code == Some(3) {
@@ -277,7 +277,7 @@ fn peer_that_leads_by_its_own_api_server_is_refused_by_the_second_path() {
             return;
         }
     }
-    panic!("two failing runs were not enough");
+    panic!("ten failing runs were not enough");
 }
 
 #[test]

@@ -88,6 +88,10 @@ tolerations:
   value: {{ .format | quote }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* The dead-man switch hears from the step that ends a chain only: an early step's success says nothing of the chain. */}}
+{{- define "lifeboat.pingEnv" -}}
 {{- with .Values.alerts.ping }}
 {{- if .existingSecret }}
 - name: LIFEBOAT_PING_URL

@@ -16,7 +16,7 @@ use crate::{
     flags,
     kubernetes::{Cluster, Conflict, Snapshot},
     outcome::{Conclusion, Refused, Report, Unverified},
-    patroni::{ClusterConfig, Document, LeaderRecord, Member, MemberRole},
+    patroni::{ClusterConfig, Document, LeaderRecord, Member, MemberRole, StandbyCluster},
     site::Phase,
 };
 
@@ -48,7 +48,13 @@ impl Follow {
                 )
                 .context(Refused));
             }
-            let peer = if standby && config.standby_cluster.is_some() { Some(self.peer()?) } else { None };
+            let peer = match &config.standby_cluster {
+                Some(_) if standby => {
+                    let (host, port) = self.peer()?;
+                    Some(StandbyCluster { host: Some(host), port: Some(port), slot: self.slot.clone() })
+                }
+                _ => None,
+            };
             let mending = mend(&config, peer.as_ref(), &desired)?;
             if session.dry_run {
                 return Ok(Report::nothing_to_do("dry run").with("changes", &mending.changes));
@@ -147,14 +153,24 @@ fn done(phase: Option<Phase>, state: &str, changes: &[String]) -> Report {
 }
 
 /// The configuration's text with what is wanted in it; members that are as wanted keep every byte.
-fn mend(config: &ClusterConfig, peer: Option<&(String, u16)>, desired: &Map<String, Value>) -> anyhow::Result<Mending> {
+fn mend(
+    config: &ClusterConfig,
+    peer: Option<&StandbyCluster>,
+    desired: &Map<String, Value>,
+) -> anyhow::Result<Mending> {
     let mut text = config.text.clone().context("Patroni's configuration is not there yet")?;
     let mut changes = Vec::new();
-    if let (Some((host, port)), Some(now)) = (peer, &config.standby_cluster)
-        && (now.host.as_deref(), now.port) != (Some(host), Some(*port))
+    if let (Some(peer), Some(now)) = (peer, &config.standby_cluster)
+        && ((&peer.host, peer.port) != (&now.host, now.port) || peer.slot.is_some() && peer.slot != now.slot)
     {
-        text = config.following(host, *port)?;
-        changes.push(format!("standby_cluster to {host}:{port}"));
+        text = config.following(peer)?;
+        let place = (peer.host.as_deref().unwrap_or_default(), peer.port.unwrap_or_default());
+        changes.push(format!(
+            "standby_cluster to {}:{}, slot {}",
+            place.0,
+            place.1,
+            peer.slot.as_deref().unwrap_or("as before")
+        ));
     }
     for (key, wanted) in desired {
         let document = Document::parse(&text)?;
@@ -203,12 +219,19 @@ mod tests {
     #[test]
     fn peer_moved_changes_only_host_and_port() {
         let config = config(r#"{"ttl": 30, "standby_cluster": {"host": "a", "port": 1, "primary_slot_name": "s"}}"#);
-        let mending = mend(&config, Some(&("b".into(), 2)), &Map::new()).unwrap();
+        let peer = |host: &str, port, slot: Option<&str>| StandbyCluster {
+            host: Some(host.into()),
+            port: Some(port),
+            slot: slot.map(Into::into),
+        };
+        let mending = mend(&config, Some(&peer("b", 2, None)), &Map::new()).unwrap();
         assert_eq!(
             mending.text,
             r#"{"ttl": 30, "standby_cluster": {"host": "b", "port": 2, "primary_slot_name": "s"}}"#
         );
-        assert_eq!(mend(&config, Some(&("a".into(), 1)), &Map::new()).unwrap().changes, Vec::<String>::new());
+        assert_eq!(mend(&config, Some(&peer("a", 1, Some("s"))), &Map::new()).unwrap().changes, Vec::<String>::new());
+        let slot = mend(&config, Some(&peer("a", 1, Some("t"))), &Map::new()).unwrap();
+        assert!(slot.text.contains(r#""primary_slot_name": "t""#), "{}", slot.text);
     }
 
     #[test]

@@ -210,9 +210,12 @@ fn watch(facts: &Facts, probe: &ProbeFacts, policy: &Policy) -> Decision {
                 record.note(facts.now, format!("the peer answers again: {verdict}"));
                 record.phase = Phase::Watching;
             }
-            let told = record.last_alert.as_ref().is_some_and(|alert| alert.kind != "PeerBack");
-            Decision::new(Plan::Nothing, format!("the peer is alive: {}", probe.reason), &record)
-                .alert_if(told && was != Phase::Watching, |_| Alert::normal("PeerBack", "the peer answers again"))
+            let decision = Decision::new(Plan::Nothing, format!("the peer is alive: {}", probe.reason), &record);
+            if blind_for_long(&Facts { record, ..facts.clone() }, policy) {
+                return decision.alert_if(true, |reason| Alert::warning("ProbeBlind", unlearned(reason)));
+            }
+            let told = facts.record.last_alert.as_ref().is_some_and(|alert| alert.kind != "PeerBack");
+            decision.alert_if(told && was != Phase::Watching, |_| Alert::normal("PeerBack", "the peer answers again"))
         }
         Verdict::Unreachable => {
             if record.phase == Phase::Watching {
@@ -321,6 +324,13 @@ fn last_good(facts: &Facts, probe: &ProbeFacts) -> Option<LastGood> {
         peer_lsn: probe.peer.lsn?,
         local_lsn: facts.guard.local.as_ref().ok().and_then(|local| local.lsn),
     })
+}
+
+/// An answer alone vouches for nothing: without a last good probe there is no promotion on the day that it is needed.
+fn unlearned(reason: &str) -> String {
+    format!(
+        "{reason}; but no probe learned its identity, its position and ours for long, so promotion would be refused"
+    )
 }
 
 /// A probe that learns nothing for five periods must be told: the site is unwatched.

@@ -14,14 +14,18 @@ use crate::{
     site::SiteRecord,
 };
 
-/// The guards' names, as `--override` takes them.
+/// The guards' names. `--override` takes those that can be set aside: a person's decision asks for no probe anyway, and where no
+/// standby leads there is nothing to promote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Guard {
     /// The probe says, this time too, that the peer is unreachable.
+    #[value(skip)]
     Peer,
     /// Enough failures over enough time.
+    #[value(skip)]
     Failures,
     /// This site really is a standby.
+    #[value(skip)]
     Standby,
     /// A local leader lives.
     Leader,
@@ -38,6 +42,7 @@ pub enum Guard {
     /// The peer's own API server shows no leader.
     SecondPath,
     /// Somebody besides the two sites was asked.
+    #[value(skip)]
     ThirdParty,
     /// No operator holds.
     Hold,
@@ -74,12 +79,6 @@ impl Guard {
             Self::Record => "record",
         }
     }
-
-    /// A person's decision needs no probe; and there is nothing to promote where no standby leads.
-    #[must_use]
-    pub fn may_be_overridden(self) -> bool {
-        !matches!(self, Self::Standby)
-    }
 }
 
 /// What SQL on the local leader says.
@@ -104,8 +103,13 @@ pub struct Local {
 pub enum Receiver {
     /// None is connected.
     Absent,
-    /// It is connected; its last message came this long ago.
-    Heard(Duration),
+    /// It is connected.
+    Heard {
+        /// Its last message came this long ago.
+        ago: Duration,
+        /// `wal_receiver_timeout`: after half of it without a message, the receiver asks the peer for one. Zero: never.
+        timeout: Duration,
+    },
     /// It is there, but we may not see its columns, or nothing could be asked.
     #[default]
     Unknown,
@@ -205,7 +209,7 @@ pub fn guards(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Vec<Eviden
     ]);
     if let Some(confirm) = &policy.confirm {
         for evidence in all.iter_mut().filter(|evidence| !evidence.passed) {
-            if confirm.overrides.iter().any(|guard| guard.name() == evidence.guard && guard.may_be_overridden()) {
+            if confirm.overrides.iter().any(|guard| guard.name() == evidence.guard && *guard != Guard::Standby) {
                 evidence.passed = true;
                 evidence.found = format!("{} (set aside: {})", evidence.found, confirm.reason);
             }
@@ -263,12 +267,17 @@ fn leader(facts: &GuardFacts) -> Evidence {
 }
 
 fn wal_receiver(facts: &GuardFacts, policy: &Policy) -> Evidence {
-    let required = format!("no message from the peer for {}", human(policy.receiver_silence));
+    let mut required = format!("no message from the peer for {}", human(policy.receiver_silence));
     let by_patroni = facts.member.as_ref().ok().and_then(|member| member.replication_state.as_deref());
     let (passed, found) = match (&facts.local, by_patroni) {
         (Ok(Local { receiver: Receiver::Absent, .. }), _) => (true, "no WAL receiver is connected".to_owned()),
-        (Ok(Local { receiver: Receiver::Heard(ago), .. }), _) => {
-            (*ago >= policy.receiver_silence, format!("the last message came {} ago", human(*ago)))
+        (Ok(Local { receiver: Receiver::Heard { ago, timeout }, .. }), _) => {
+            // An idle peer that lives may keep silent until the receiver asks, and then has the same time to answer.
+            let needed = policy.receiver_silence.max(*timeout);
+            required = format!("no message from the peer for {}", human(needed));
+            let asked = !timeout.is_zero();
+            let never = if asked { "" } else { "; wal_receiver_timeout is 0, so silence says nothing" };
+            (asked && *ago >= needed, format!("the last message came {} ago{never}", human(*ago)))
         }
         (_, Some("streaming")) => (false, "Patroni's status: streaming".to_owned()),
         (_, Some(other)) => (true, format!("Patroni's status: {other}")),

@@ -170,12 +170,6 @@ impl Promote {
                  (or --accept-split-brain, in so many words)"
             )));
         }
-        if let Some(guard) = self.overrides.iter().find(|guard| !guard.may_be_overridden()) {
-            return misconfigured(Err(anyhow!(
-                "guard {} can't be set aside: there is nothing to promote without it",
-                guard.name()
-            )));
-        }
         let confirm = self
             .confirm
             .then(|| Confirm { overrides: self.overrides.clone(), reason: self.reason.clone().unwrap_or_default() });
@@ -224,6 +218,10 @@ impl Promote {
         let decision = decide(&again.facts, policy);
         kill_point("rechecked");
         match decision.plan {
+            // Somebody wrote the record in between: the decision must be written down again before anything is done.
+            Plan::Promote if decision.record != again.facts.record => {
+                return Err(Conflict(self.scope.state()).into());
+            }
             Plan::Promote => {}
             Plan::Verify => return self.verify(cluster, false, report(&decision, &again)).await,
             _ => {
@@ -312,7 +310,7 @@ fn mark_promoted(record: &mut SiteRecord, verified: &Verified, now: Timestamp) {
 
 /// A leader that dies on the peer's site while its replica takes over is no reason to promote.
 fn shorter_than_failover(policy: &Policy, config: &ClusterConfig) -> Option<String> {
-    let failover = Duration::from_secs(config.ttl + 2 * config.loop_wait);
+    let failover = Duration::from_secs(config.ttl + config.loop_wait + config.retry_timeout);
     (policy.span < failover).then(|| {
         format!(
             "--for {} is shorter than the peer's own failover of about {}",

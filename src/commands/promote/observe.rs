@@ -28,7 +28,7 @@ const POLL: Duration = Duration::from_millis(500);
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A witness probes on request, so it needs longer than one attempt.
-const WITNESS_TIMEOUT: Duration = Duration::from_secs(15);
+const WITNESS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Facts, and the ConfigMaps that a later write is compared with.
 pub struct Observed {
@@ -147,12 +147,18 @@ impl Promote {
         Lease::Stale(limit)
     }
 
-    /// Asks every witness, one after another: there are few.
+    /// Asks every witness at the same time.
     async fn ask_witnesses(&self) -> Vec<WitnessFacts> {
+        let asked = self.witness.iter().cloned().map(|url| {
+            tokio::spawn(async move {
+                let said = ask_witness(&url).await.map_err(|error| format!("{error:#}"));
+                WitnessFacts { url, said }
+            })
+        });
         let mut all = Vec::new();
-        for url in &self.witness {
-            let said = ask_witness(url).await.map_err(|error| format!("{error:#}"));
-            all.push(WitnessFacts { url: url.clone(), said });
+        for (task, url) in asked.collect::<Vec<_>>().into_iter().zip(&self.witness) {
+            let facts = task.await;
+            all.push(facts.unwrap_or_else(|error| WitnessFacts { url: url.clone(), said: Err(error.to_string()) }));
         }
         all
     }
@@ -197,12 +203,15 @@ impl Promote {
 /// The WAL receiver. Without `pg_read_all_stats` its row is there but empty.
 async fn receiver(client: &tokio_postgres::Client) -> anyhow::Result<Receiver> {
     let sql = "SELECT count(*), max(status), \
-               (extract(epoch FROM clock_timestamp() - max(last_msg_receipt_time)) * 1000)::bigint FROM pg_stat_wal_receiver";
+               (extract(epoch FROM clock_timestamp() - max(last_msg_receipt_time)) * 1000)::bigint, \
+               (SELECT setting FROM pg_settings WHERE name = 'wal_receiver_timeout') FROM pg_stat_wal_receiver";
     let row = simple_row(client, sql).await.context("ask for the WAL receiver")?;
-    Ok(match (row.get(0), row.get(1), row.get(2)) {
+    let milliseconds =
+        |text: &str| Ok::<_, anyhow::Error>(Duration::from_millis(u64::try_from(text.parse::<i64>()?).unwrap_or(0)));
+    Ok(match (row.get(0), row.get(1), row.get(2), row.get(3)) {
         (Some("0"), ..) => Receiver::Absent,
-        (_, Some(_), Some(milliseconds)) => {
-            Receiver::Heard(Duration::from_millis(u64::try_from(milliseconds.parse::<i64>()?).unwrap_or(0)))
+        (_, Some(_), Some(ago), Some(timeout)) => {
+            Receiver::Heard { ago: milliseconds(ago)?, timeout: milliseconds(timeout)? }
         }
         _ => Receiver::Unknown,
     })

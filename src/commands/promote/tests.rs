@@ -95,6 +95,10 @@ fn gone() -> Facts {
     }
 }
 
+fn heard(ago: u64, timeout: u64) -> Receiver {
+    Receiver::Heard { ago: Duration::from_secs(ago), timeout: Duration::from_secs(timeout) }
+}
+
 fn stopped(decision: &Decision) -> Vec<&'static str> {
     decision.evidence.iter().filter(|evidence| !evidence.passed).map(|evidence| evidence.guard).collect()
 }
@@ -108,16 +112,34 @@ fn peer_gone_and_every_guard_passed_promotes() {
     assert_eq!((promotion.by.as_str(), promotion.from_timeline), ("auto", Some(Timeline(1))));
 }
 
+#[test]
+fn receiver_that_has_been_silent_for_long_enough_does_not_stop_the_promotion() {
+    let mut facts = gone();
+    facts.guard.local.as_mut().unwrap().receiver = heard(11, 10);
+    assert_eq!(decide(&facts, &policy()).plan, Plan::Promote);
+}
+
+#[test]
+fn peer_that_answers_but_is_not_learned_of_for_long_is_told() {
+    let mut facts = gone();
+    facts.record = SiteRecord::new("golddr");
+    facts.probe = Ok(probe(60, &[Verdict::Rejected]));
+    let decision = decide(&facts, &policy());
+    assert_eq!((decision.plan, decision.alert.unwrap().kind.as_str()), (Plan::Nothing, "ProbeBlind"));
+}
+
 /// Each change alone stops the promotion, and the named guard says so.
 #[test]
 fn any_single_guard_stops_the_promotion() {
     type Change = fn(&mut Facts);
-    let changes: [(&str, Change); 30] = [
+    let changes: [(&str, Change); 32] = [
         ("standby", |f| f.guard.local.as_mut().unwrap().in_recovery = Some(false)),
         ("leader", |f| f.guard.lease = Lease::Stale(Duration::from_secs(15))),
         ("leader", |f| f.guard.lease = Lease::Unknown),
         ("leader", |f| f.guard.member = Err("no local member holds the lease".into())),
-        ("wal-receiver", |f| f.guard.local.as_mut().unwrap().receiver = Receiver::Heard(Duration::from_secs(9))),
+        ("wal-receiver", |f| f.guard.local.as_mut().unwrap().receiver = heard(9, 10)),
+        ("wal-receiver", |f| f.guard.local.as_mut().unwrap().receiver = heard(31, 60)),
+        ("wal-receiver", |f| f.guard.local.as_mut().unwrap().receiver = heard(500, 0)),
         ("wal-receiver", |f| f.guard.local.as_mut().unwrap().receiver = Receiver::Unknown),
         ("wal-receiver", |f| f.guard.local = Err("refused".into())),
         ("lag", |f| f.record.last_good = None),
