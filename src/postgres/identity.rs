@@ -92,13 +92,15 @@ impl<'de> Deserialize<'de> for SystemId {
 }
 
 /// One row: system identifier, in recovery, timeline, LSN. Any login role may run it. On a primary the timeline is that of the
-/// WAL being written, since the control file shows a promotion only after the next checkpoint; a standby tells the timeline
-/// that it receives (needs `pg_read_all_stats`), else that of its last restart point.
+/// WAL being written, since the control file shows a promotion only after the next checkpoint. A standby tells the newest that
+/// it knows of: what it receives (needs `pg_read_all_stats`), its last restart point, its minimum recovery point. Without a
+/// receiver the latter two may be behind what it replays.
 pub const IDENTITY_QUERY: &str = "SELECT \
     (SELECT system_identifier FROM pg_control_system()), \
     pg_is_in_recovery(), \
     CASE WHEN pg_is_in_recovery() \
-         THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint())) \
+         THEN greatest((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint()), \
+                       (SELECT min_recovery_end_timeline FROM pg_control_recovery())) \
          ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END, \
     CASE WHEN pg_is_in_recovery() \
          THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) \

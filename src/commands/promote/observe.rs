@@ -111,7 +111,8 @@ impl Promote {
                 member: member.name.clone(),
                 system_id: identity.system_id,
                 in_recovery: identity.in_recovery,
-                timeline: identity.timeline,
+                // Patroni asks by IDENTIFY_SYSTEM, which tells what is replayed; SQL without a receiver knows restart points only.
+                timeline: identity.timeline.max(member.timeline),
                 lsn: identity.lsn,
                 receiver,
             })
