@@ -220,8 +220,9 @@ fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
 /// `pg-probe --host …` through a symbolic link becomes `lifeboat pg-probe --host …`.
 fn multi_call(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let called = arguments.first().map(PathBuf::from).and_then(|path| path.file_name().map(ToOwned::to_owned));
-    if let Some(name) =
-        called.filter(|name| Cli::command().get_subcommands().any(|command| *name == *command.get_name()))
+    // Under its own name there is nothing to look up, and building all commands for that would cost a tenth of a short step.
+    if let Some(name) = called.filter(|name| name != "lifeboat")
+        && Cli::command().get_subcommands().any(|command| *name == *command.get_name())
     {
         arguments.insert(1, name);
     }

@@ -120,15 +120,14 @@ impl Intercom {
         read_facts(&self.path("probe.json"), now, max_age)
     }
 
-    /// Writes a file whole: nobody ever reads half of it, also after a power loss.
+    /// Writes a file whole: nobody ever reads half of it. The folder is not synced: an emptyDir does not outlive its pod.
     pub fn write(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
         let (path, temporary) = (self.path(name), self.path(&format!(".{name}.{}", std::process::id())));
         let write = || -> io::Result<()> {
             let mut file = fs::File::create(&temporary)?;
             file.write_all(content)?;
             file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            fs::File::open(&self.dir)?.sync_all()
+            fs::rename(&temporary, &path)
         };
         write().inspect_err(|_| drop(fs::remove_file(&temporary))).with_context(|| format!("write {}", path.display()))
     }
