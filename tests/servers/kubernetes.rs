@@ -1,0 +1,299 @@
+//! `port-discover` and `promote` against an API server of the test's own that refuses, fails, babbles or hangs.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::Command,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    http::{HttpServer, Request},
+    lifeboat::{Ended, Probe, files, lifeboat},
+    peers::ClosedPort,
+};
+
+const CORE: &str = "/api/v1/namespaces/app";
+
+/// An API server, and the kubeconfig that leads to it.
+pub struct Api {
+    server: HttpServer,
+    kubeconfig: tempfile::NamedTempFile,
+}
+
+impl Api {
+    fn start(answer: impl Fn(&Request) -> Option<(u16, String)> + Send + Sync + 'static) -> Self {
+        let server = HttpServer::start(answer);
+        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {"server": server.url("")}}],
+            "users": [{"name": "test", "user": {}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "app"}}],
+        });
+        fs::write(kubeconfig.path(), config.to_string()).unwrap();
+        Self { server, kubeconfig }
+    }
+
+    /// Answers everything with one status, as an API server says it.
+    pub fn of_status(code: u16) -> Self {
+        Self::start(move |_| Some(status(code)))
+    }
+
+    /// Knows one Service.
+    pub fn with_service(port: u16) -> Self {
+        Self::start(move |_| {
+            let service = json!({
+                "apiVersion": "v1", "kind": "Service", "metadata": {"name": "pg", "uid": "u-1"},
+                "spec": {"ports": [{"name": "postgresql", "port": port}]},
+            });
+            Some((200, service.to_string()))
+        })
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = lifeboat(arguments);
+        command.env("KUBECONFIG", self.kubeconfig.path());
+        command
+    }
+
+    /// Whatever was not merely read, but for Events.
+    fn writes(&self) -> Vec<Request> {
+        let is_write = |request: &Request| request.method != "GET" && !request.path.contains("/events");
+        self.server.asked().into_iter().filter(is_write).collect()
+    }
+}
+
+fn status(code: u16) -> (u16, String) {
+    let reason = match code {
+        403 => "Forbidden",
+        404 => "NotFound",
+        409 => "Conflict",
+        _ => "InternalError",
+    };
+    let text = json!({
+        "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure", "code": code, "reason": reason,
+        "message": format!("the test says {code}"),
+    });
+    (code, text.to_string())
+}
+
+fn discover(api: &Api, dir: &Path) -> Ended {
+    Ended::of(api.command(&["port-discover", "--service=pg-primary-gold", "--dir"]).arg(dir))
+}
+
+fn assert_failed_naming(ended: &Ended, object: &str) {
+    let outcome = ended.assert_code(1).outcome();
+    assert_eq!(outcome["outcome"], "failed");
+    let reason = outcome["reason"].as_str().unwrap();
+    assert!(reason.contains(object) && reason.contains("namespace app"), "names {object}: {reason}");
+}
+
+#[test]
+fn port_discover_of_an_api_server_that_refuses_or_fails_names_the_service_and_leaves_no_port() {
+    type Answer = (&'static str, fn() -> (u16, String));
+    let answers: [Answer; 6] = [
+        ("forbids", || status(403)),
+        ("does not exist", || status(404)),
+        ("500", || status(500)),
+        ("pg-primary-gold", || (200, "{\"kind\": \"Serv".to_owned())),
+        ("pg-primary-gold", || (200, "<html>captive portal</html>".to_owned())),
+        ("pg-primary-gold", || (502, "<html>bad gateway</html>".to_owned())),
+    ];
+    for (said, answer) in answers {
+        let (api, dir) = (Api::start(move |_| Some(answer())), tempfile::tempdir().unwrap());
+        for name in ["tsc_port", "port.json"] {
+            fs::write(dir.path().join(name), "36760\n").unwrap();
+        }
+        let ended = discover(&api, dir.path());
+        assert_failed_naming(&ended, "Service pg-primary-gold");
+        assert!(ended.outcome()["reason"].as_str().unwrap().contains(said), "{said}: {}", ended.stdout);
+        assert!(files(dir.path()).is_empty(), "a port of an earlier run is left: {:?}", files(dir.path()));
+        assert!(api.writes().is_empty());
+    }
+}
+
+#[test]
+fn port_discover_of_an_api_server_that_never_answers_ends_by_its_own_time_limit() {
+    let (api, dir) = (Api::start(|_| None), tempfile::tempdir().unwrap());
+    let ended = discover(&api, dir.path());
+    assert_failed_naming(&ended, "Service pg-primary-gold");
+    assert!(ended.took < Duration::from_secs(20), "{:?}", ended.took);
+    assert!(files(dir.path()).is_empty());
+}
+
+#[test]
+fn port_discover_finds_the_port_and_writes_both_files() {
+    let (api, dir) = (Api::with_service(36760), tempfile::tempdir().unwrap());
+    let outcome = discover(&api, dir.path()).assert_code(0).outcome();
+    assert_eq!((&outcome["port"], &outcome["uid"]), (&36760.into(), &"u-1".into()));
+    assert_eq!(fs::read_to_string(dir.path().join("tsc_port")).unwrap(), "36760\n");
+    let facts: Value = serde_json::from_str(&fs::read_to_string(dir.path().join("port.json")).unwrap()).unwrap();
+    assert_eq!((&facts["port"], &facts["namespace"]), (&36760.into(), &"app".into()));
+    assert_eq!(api.server.asked()[0].path, format!("{CORE}/services/pg-primary-gold"));
+}
+
+/// A standby site: its ConfigMaps, and its leader's pod with no PostgreSQL behind it.
+struct Site {
+    api: Api,
+    objects: Arc<Mutex<BTreeMap<String, Value>>>,
+    _closed: ClosedPort,
+}
+
+impl Site {
+    /// `refuse` may answer first; what it leaves alone is answered from the objects. A merge patch sets what it names at the
+    /// first two levels.
+    fn start(refuse: impl Fn(&Request) -> Option<(u16, String)> + Send + Sync + 'static) -> Self {
+        let closed = ClosedPort::new();
+        let map = |name: &str, annotations: Value, data: Value| {
+            json!({
+                "apiVersion": "v1", "kind": "ConfigMap", "data": data,
+                "metadata": {
+                    "name": name, "namespace": "app", "uid": name, "resourceVersion": "1", "annotations": annotations,
+                },
+            })
+        };
+        let record = json!({
+            "version": 1, "site": "golddr", "epoch": 0, "phase": "watching", "failures": 0, "first_failure": null,
+            "last_failure": null, "last_good": null, "promotion": null, "audit": [], "last_alert": null,
+        });
+        let config = json!({"ttl": 30, "standby_cluster": {"host": "gold", "port": 36760}}).to_string();
+        let member = json!({
+            "conn_url": format!("postgres://{}/postgres", closed.address), "state": "running", "role": "standby_leader",
+        });
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "pg-0", "namespace": "app", "annotations": {"status": member.to_string()}},
+        });
+        let leader = json!({"leader": "pg-0", "renewTime": "2026-01-01T00:00:00Z"});
+        let objects = Arc::new(Mutex::new(BTreeMap::from([
+            (
+                format!("{CORE}/configmaps/demo-dr"),
+                map("demo-dr", json!({}), json!({"state.json": record.to_string()})),
+            ),
+            (format!("{CORE}/configmaps/demo-config"), map("demo-config", json!({"config": config}), json!({}))),
+            (format!("{CORE}/configmaps/demo-leader"), map("demo-leader", leader, json!({}))),
+            (format!("{CORE}/pods/pg-0"), pod),
+        ])));
+        let known = Arc::clone(&objects);
+        let api = Api::start(move |request| {
+            if let Some(answer) = refuse(request) {
+                return Some(answer);
+            }
+            let mut objects = known.lock().unwrap();
+            let path = request.path.split('?').next().unwrap();
+            let Some(object) = objects.get_mut(path) else { return Some(status(404)) };
+            if request.method == "PATCH" {
+                let patch = request.json();
+                if patch["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
+                    return Some(status(409));
+                }
+                for (key, value) in patch["data"].as_object().into_iter().flatten() {
+                    object["data"][key] = value.clone();
+                }
+                raise_version(object);
+            }
+            Some((200, object.to_string()))
+        });
+        Self { api, objects, _closed: closed }
+    }
+
+    fn promote(&self, dir: &Path) -> Ended {
+        Ended::of(self.api.command(&["promote", "--scope=demo", "--site=golddr", "--dir"]).arg(dir))
+    }
+
+    fn record(&self) -> Value {
+        let objects = self.objects.lock().unwrap();
+        let map = &objects[&format!("{CORE}/configmaps/demo-dr")];
+        serde_json::from_str(map["data"]["state.json"].as_str().unwrap()).unwrap()
+    }
+}
+
+fn raise_version(object: &mut Value) {
+    let version: u64 = object["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+    object["metadata"]["resourceVersion"] = (version + 1).to_string().into();
+}
+
+/// Facts of a probe that found nobody.
+fn unreachable_peer() -> Probe {
+    let (probe, closed) = (Probe::new(), ClosedPort::new());
+    let port = format!("--port={}", closed.address.port());
+    assert_eq!(probe.verdict(&mut probe.command(&["--host=127.0.0.1", &port]))["verdict"], "unreachable");
+    probe
+}
+
+#[test]
+fn promote_where_an_object_cannot_be_read_names_it_and_writes_nothing() {
+    type Answer = fn() -> (u16, String);
+    let answers: [Answer; 4] =
+        [|| status(403), || status(404), || status(500), || (200, "{\"kind\": \"Conf".to_owned())];
+    let probe = unreachable_peer();
+    for object in ["demo-dr", "demo-config", "demo-leader"] {
+        for (number, answer) in answers.into_iter().enumerate() {
+            // A site without a record yet begins one.
+            if object == "demo-dr" && number == 1 {
+                continue;
+            }
+            let site = Site::start(move |request| request.path.ends_with(object).then(answer));
+            let ended = site.promote(probe.dir.path());
+            assert_failed_naming(&ended, &format!("ConfigMap {object}"));
+            assert!(site.api.writes().is_empty(), "{object} {number}: {:?}", site.api.writes());
+        }
+    }
+}
+
+#[test]
+fn promote_of_an_api_server_that_never_answers_ends_by_its_own_time_limit() {
+    let (probe, hanging) = (unreachable_peer(), Api::start(|_| None));
+    let ended =
+        Ended::of(hanging.command(&["promote", "--scope=demo", "--site=golddr", "--dir"]).arg(probe.dir.path()));
+    assert_failed_naming(&ended, "ConfigMap demo-dr");
+    assert!(ended.took < Duration::from_secs(20), "{:?}", ended.took);
+    assert!(hanging.writes().is_empty());
+}
+
+#[test]
+fn promote_whose_record_was_written_by_another_looks_again_and_writes_then() {
+    let objects: Arc<Mutex<Option<Arc<Mutex<BTreeMap<String, Value>>>>>> = Arc::default();
+    let known = Arc::clone(&objects);
+    let (probe, site) = (
+        unreachable_peer(),
+        Site::start(move |request| {
+            // Somebody else writes the record just before our first patch.
+            let objects = (request.method == "PATCH").then(|| known.lock().unwrap().take()).flatten()?;
+            raise_version(objects.lock().unwrap().get_mut(&format!("{CORE}/configmaps/demo-dr")).unwrap());
+            Some(status(409))
+        }),
+    );
+    *objects.lock().unwrap() = Some(Arc::clone(&site.objects));
+
+    let ended = site.promote(probe.dir.path());
+    let outcome = ended.assert_code(0).outcome();
+    assert_eq!((&outcome["outcome"], &outcome["failures"]), (&"nothing-to-do".into(), &1.into()), "{outcome}");
+    let writes = site.api.writes();
+    let versions: Vec<Value> = writes.iter().map(|w| w.json()["metadata"]["resourceVersion"].clone()).collect();
+    assert_eq!(versions, ["1", "2"], "two patches of the record, each compared with what was read: {writes:?}");
+    assert!(writes.iter().all(|write| write.path.contains("/configmaps/demo-dr")));
+    assert_eq!((&site.record()["phase"], &site.record()["failures"]), (&"suspect".into(), &1.into()));
+}
+
+#[test]
+fn promote_whose_record_always_conflicts_gives_up_and_touches_nothing_else() {
+    let probe = unreachable_peer();
+    let site = Site::start(|request| (request.method == "PATCH").then(|| status(409)));
+    let outcome = site.promote(probe.dir.path()).assert_code(1).outcome();
+    assert!(outcome["reason"].as_str().unwrap().contains("kept changing"), "{outcome}");
+    assert!(site.api.writes().iter().all(|write| write.path.contains("/configmaps/demo-dr")));
+}
+
+#[test]
+fn promote_without_a_probe_refuses_and_patches_only_its_record() {
+    let (site, dir) = (Site::start(|_| None), tempfile::tempdir().unwrap());
+    let outcome = site.promote(dir.path()).assert_code(3).outcome();
+    assert!(outcome["reason"].as_str().unwrap().contains("probe.json"), "{outcome}");
+    assert!(site.api.writes().iter().all(|write| write.path.contains("/configmaps/demo-dr")));
+}
