@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use postgres_protocol::password::scram_sha_256;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
@@ -67,9 +68,9 @@ impl PostBootstrap {
         if let Some((role, password)) = self.app_username.as_deref().zip(password) {
             let exists = format!("SELECT count(*) FROM pg_roles WHERE rolname = {}", literal(role));
             let verb = if one_number(&client, &exists).await? == "0" { "CREATE" } else { "ALTER" };
-            // The server's log must not show the password, whatever its log_statement says.
-            client.batch_execute("SET log_statement = 'none'; SET log_min_error_statement = 'panic'; SET password_encryption = 'scram-sha-256'").await?;
-            let sql = format!("{verb} ROLE {} LOGIN PASSWORD {}", identifier(role), literal(password.expose_secret()));
+            // Only the SCRAM verifier is sent, as psql's \password does: whatever the server logs, it never sees the password.
+            let verifier = scram_sha_256(password.expose_secret().as_bytes());
+            let sql = format!("{verb} ROLE {} LOGIN PASSWORD {}", identifier(role), literal(&verifier));
             client.batch_execute(&sql).await.with_context(|| format!("create role {role}"))?;
         }
         if let Some((database, owner)) = self.app_database.as_deref().zip(self.app_username.as_deref()) {

@@ -15,7 +15,7 @@ const SECRET: &str = "T0K3N-in-the-path";
 
 /// A command that fails without any cluster, with 2: there is no kubeconfig.
 fn failing(webhook: &str, ping: &str) -> Command {
-    let mut command = lifeboat(&["port-discover", "--service=pg", "--log-level=trace", "--dir=/tmp"]);
+    let mut command = lifeboat(&["port-discover", "--service=pg", "--log-level=trace", "--dir=/nonexistent"]);
     command.env("KUBECONFIG", "/nonexistent");
     for (variable, url) in [("LIFEBOAT_WEBHOOK_URL", webhook), ("LIFEBOAT_PING_URL", ping)] {
         if !url.is_empty() {

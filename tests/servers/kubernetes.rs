@@ -137,10 +137,13 @@ fn port_discover_finds_the_port_and_writes_both_files() {
     assert_eq!(api.server.asked()[0].path, format!("{CORE}/services/pg-primary-gold"));
 }
 
+/// What the API server knows, by path.
+type Objects = Arc<Mutex<BTreeMap<String, Value>>>;
+
 /// A standby site: its ConfigMaps, and its leader's pod with no PostgreSQL behind it.
 struct Site {
     api: Api,
-    objects: Arc<Mutex<BTreeMap<String, Value>>>,
+    objects: Objects,
     _closed: ClosedPort,
 }
 
@@ -157,7 +160,7 @@ impl Site {
                 },
             })
         };
-        let record = json!({
+        let state = json!({
             "version": 1, "site": "golddr", "epoch": 0, "phase": "watching", "failures": 0, "first_failure": null,
             "last_failure": null, "last_good": null, "promotion": null, "audit": [], "last_alert": null,
         });
@@ -171,10 +174,7 @@ impl Site {
         });
         let leader = json!({"leader": "pg-0", "renewTime": "2026-01-01T00:00:00Z"});
         let objects = Arc::new(Mutex::new(BTreeMap::from([
-            (
-                format!("{CORE}/configmaps/demo-dr"),
-                map("demo-dr", json!({}), json!({"state.json": record.to_string()})),
-            ),
+            (format!("{CORE}/configmaps/demo-dr"), map("demo-dr", json!({}), json!({"state.json": state.to_string()}))),
             (format!("{CORE}/configmaps/demo-config"), map("demo-config", json!({"config": config}), json!({}))),
             (format!("{CORE}/configmaps/demo-leader"), map("demo-leader", leader, json!({}))),
             (format!("{CORE}/pods/pg-0"), pod),
@@ -258,7 +258,7 @@ fn promote_of_an_api_server_that_never_answers_ends_by_its_own_time_limit() {
 
 #[test]
 fn promote_whose_record_was_written_by_another_looks_again_and_writes_then() {
-    let objects: Arc<Mutex<Option<Arc<Mutex<BTreeMap<String, Value>>>>>> = Arc::default();
+    let objects = Arc::<Mutex<Option<Objects>>>::default();
     let known = Arc::clone(&objects);
     let (probe, site) = (
         unreachable_peer(),

@@ -68,6 +68,7 @@ impl Ended {
 pub struct Running {
     child: Option<Child>,
     log: mpsc::Receiver<String>,
+    seen: Vec<String>,
 }
 
 impl Running {
@@ -83,17 +84,18 @@ impl Running {
                 }
             }
         });
-        Self { child: Some(child), log }
+        Self { child: Some(child), log, seen: Vec::new() }
     }
 
     /// Waits for a line of the log that holds `text`.
-    pub fn await_log(&self, text: &str) -> String {
-        let mut seen = Vec::new();
+    pub fn await_log(&mut self, text: &str) -> String {
         loop {
             match self.log.recv_timeout(Duration::from_secs(20)) {
-                Ok(line) if line.contains(text) => return line,
-                Ok(line) => seen.push(line),
-                Err(error) => panic!("{text:?} is not in the log ({error}): {seen:#?}"),
+                Ok(line) => self.seen.push(line),
+                Err(error) => panic!("{text:?} is not in the log ({error}): {:#?}", self.seen),
+            }
+            if let Some(line) = self.seen.last().filter(|line| line.contains(text)) {
+                return line.clone();
             }
         }
     }
@@ -106,7 +108,8 @@ impl Running {
             .expect("send SIGTERM");
         let output = child.wait_with_output().expect("wait for lifeboat");
         let mut ended = Ended::of_output(&output, begun);
-        ended.stderr = self.log.try_iter().collect::<Vec<_>>().join("\n");
+        self.seen.extend(self.log.iter());
+        ended.stderr = self.seen.join("\n");
         ended
     }
 }

@@ -87,7 +87,6 @@ fn names_hostile_are_taken_literally() {
 }
 
 #[test]
-#[ignore = "a known defect: post-bootstrap sends the password in clear text, and log_min_duration_statement logs it"]
 fn password_is_not_in_the_log_of_a_server_that_logs_durations() {
     let server = Postgres::start(&["log_min_duration_statement=0"]);
     let app = App { role: "app", password: "n0t-in-the-log", database: "shop", monitor: "replicator" };

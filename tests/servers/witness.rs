@@ -28,7 +28,7 @@ impl Witness {
         let peer = peer.to_string();
         let mut command = lifeboat(&["witness", "--listen=127.0.0.1:0", "--attempts=1", "--peer", &peer]);
         command.args(more).env("PGPASSWORD", PASSWORD).env("LIFEBOAT_WITNESS_TOKEN", token.unwrap_or_default());
-        let running = Running::start(&mut command);
+        let mut running = Running::start(&mut command);
         let line = running.await_log("listening on ");
         let address = line.rsplit(' ').next().unwrap().parse().unwrap();
         Self { address, running }
