@@ -95,7 +95,6 @@ fn peer_that_closes_after_it_granted_tls_never_counts_as_unreachable() {
     let peer = Peer::answering(b"S", true);
     let facts = probe(peer.address, &["--sslmode=require"]);
     assert_ne!(facts["verdict"], "unreachable", "{facts}");
-    eprintln!("{facts}");
 }
 
 #[test]

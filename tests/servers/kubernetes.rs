@@ -6,6 +6,7 @@ use std::{
     path::Path,
     process::Command,
     sync::{Arc, Mutex},
+    thread,
     time::Duration,
 };
 
@@ -118,15 +119,6 @@ fn port_discover_of_an_api_server_that_refuses_or_fails_names_the_service_and_le
 }
 
 #[test]
-fn port_discover_of_an_api_server_that_never_answers_ends_by_its_own_time_limit() {
-    let (api, dir) = (Api::start(|_| None), tempfile::tempdir().unwrap());
-    let ended = discover(&api, dir.path());
-    assert_failed_naming(&ended, "Service pg-primary-gold");
-    assert!(ended.took < Duration::from_secs(20), "{:?}", ended.took);
-    assert!(files(dir.path()).is_empty());
-}
-
-#[test]
 fn port_discover_finds_the_port_and_writes_both_files() {
     let (api, dir) = (Api::with_service(36760), tempfile::tempdir().unwrap());
     let outcome = discover(&api, dir.path()).assert_code(0).outcome();
@@ -186,18 +178,18 @@ impl Site {
             }
             let mut objects = known.lock().unwrap();
             let path = request.path.split('?').next().unwrap();
-            let Some(object) = objects.get_mut(path) else { return Some(status(404)) };
+            let Some(found) = objects.get_mut(path) else { return Some(status(404)) };
             if request.method == "PATCH" {
-                let patch = request.json();
-                if patch["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
+                let sent = request.json();
+                if wanted["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"] {
                     return Some(status(409));
                 }
-                for (key, value) in patch["data"].as_object().into_iter().flatten() {
-                    object["data"][key] = value.clone();
+                for (key, value) in wanted["data"].as_object().into_iter().flatten() {
+                    found["data"][key] = value.clone();
                 }
-                raise_version(object);
+                raise_version(found);
             }
-            Some((200, object.to_string()))
+            Some((200, found.to_string()))
         });
         Self { api, objects, _closed: closed }
     }
@@ -247,13 +239,20 @@ fn promote_where_an_object_cannot_be_read_names_it_and_writes_nothing() {
 }
 
 #[test]
-fn promote_of_an_api_server_that_never_answers_ends_by_its_own_time_limit() {
-    let (probe, hanging) = (unreachable_peer(), Api::start(|_| None));
-    let ended =
-        Ended::of(hanging.command(&["promote", "--scope=demo", "--site=golddr", "--dir"]).arg(probe.dir.path()));
-    assert_failed_naming(&ended, "ConfigMap demo-dr");
-    assert!(ended.took < Duration::from_secs(20), "{:?}", ended.took);
-    assert!(hanging.writes().is_empty());
+fn api_server_that_never_answers_ends_each_command_by_its_time_limit() {
+    let (api, probe, dir) = (Api::start(|_| None), unreachable_peer(), tempfile::tempdir().unwrap());
+    let (discover, promote) = thread::scope(|scope| {
+        let promote = || Ended::of(api.command(&["promote", "--scope=demo", "--dir"]).arg(probe.dir.path()));
+        let promote = scope.spawn(promote);
+        (discover(&api, dir.path()), promote.join().unwrap())
+    });
+    assert_failed_naming(&discover, "Service pg-primary-gold");
+    assert_failed_naming(&promote, "ConfigMap demo-dr");
+    for ended in [discover, promote] {
+        assert!(ended.took < Duration::from_secs(20), "{:?}", ended.took);
+    }
+    assert!(files(dir.path()).is_empty());
+    assert!(api.writes().is_empty());
 }
 
 #[test]
