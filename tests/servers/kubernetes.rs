@@ -180,11 +180,11 @@ impl Site {
             let path = request.path.split('?').next().unwrap();
             let Some(found) = objects.get_mut(path) else { return Some(status(404)) };
             if request.method == "PATCH" {
-                let sent = request.json();
-                if wanted["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"] {
+                let wanted = request.json();
+                if sent["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"] {
                     return Some(status(409));
                 }
-                for (key, value) in wanted["data"].as_object().into_iter().flatten() {
+                for (key, value) in sent["data"].as_object().into_iter().flatten() {
                     found["data"][key] = value.clone();
                 }
                 raise_version(found);
