@@ -180,7 +180,7 @@ impl Site {
             let path = request.path.split('?').next().unwrap();
             let Some(found) = objects.get_mut(path) else { return Some(status(404)) };
             if request.method == "PATCH" {
-                let wanted = request.json();
+                let sent = request.json();
                 if sent["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"] {
                     return Some(status(409));
                 }
