@@ -44,7 +44,7 @@ e2e: images clusters ## the suite on two real clusters
 clean-clusters: ## end the test clusters and remove their data
 	tests/clusters/down
 
-bench: images clusters ## measure ours and the peers' in one run, into benches/results.md
+bench: images ## measure ours and the peers' in one run, into benches/results.md
 	benches/run
 
 setup: ## install Debian packages, the Rust toolchain and the pinned Go tools

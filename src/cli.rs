@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::OnceCell,
 };
 
@@ -143,16 +143,23 @@ async fn run(cli: Cli) -> ExitCode {
     let name = command.name();
     let (started, clock) = (Timestamp::now(), Instant::now());
     let session = Session { dry_run, options: cluster, cluster: OnceCell::new() };
-    let mut report = match Alerter::new(&alerts) {
+    let prepared = Alerter::new(&alerts).and_then(|alerter| Ok((alerter, Stop::listen()?)));
+    let mut report = match prepared {
         Err(error) => Report::from(error),
-        Ok(alerter) => {
+        Ok((alerter, mut stop)) => {
             let result = tokio::select! {
                 result = command.run(&session) => result,
-                error = terminated() => Err(error),
+                error = stop.asked() => Err(error),
             };
             let mut report = result.unwrap_or_else(|error| failure(name, error));
             if !dry_run {
-                alerter.send(name, &mut report, session.cluster.get()).await;
+                let told = tokio::select! {
+                    () = alerter.send(name, &mut report, session.cluster.get()) => true,
+                    _ = stop.asked() => false,
+                };
+                if !told {
+                    report.details.insert("alerts".to_owned(), "stopped before all were sent".into());
+                }
             }
             report
         }
@@ -175,16 +182,26 @@ fn failure(name: &str, error: anyhow::Error) -> Report {
     report
 }
 
-/// Ends with an error when the process is asked to stop. Dropping the command there is safe: whatever it does in several steps
-/// is recorded before the first, so that the next run finishes it, as after a kill.
-async fn terminated() -> anyhow::Error {
-    let listen = || -> std::io::Result<_> { Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)) };
-    match listen() {
-        Ok((mut terminate, mut interrupt)) => tokio::select! {
-            _ = terminate.recv() => anyhow!("stopped by SIGTERM before the end; run it again"),
-            _ = interrupt.recv() => anyhow!("stopped by SIGINT before the end; run it again"),
-        },
-        Err(error) => anyhow!(error).context("listen for signals"),
+/// The signals that ask the process to stop, heard from the start on: as a container's first process it has no other handler.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// Ends with an error when the process is asked to stop. Dropping the command there is safe: whatever it does in several
+    /// steps is recorded before the first, so that the next run finishes it, as after a kill.
+    async fn asked(&mut self) -> anyhow::Error {
+        let name = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        };
+        anyhow!("stopped by {name} before the end; run it again")
     }
 }
 

@@ -40,7 +40,7 @@ use crate::{
 /// Callers within this time share one probe: nobody can use the witness to hammer the peer.
 const SHARED_FOR: Duration = Duration::from_secs(1);
 /// A caller that sends no request within this time is dropped.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Connections beyond this number wait.
 const CONNECTIONS: usize = 64;
 
@@ -61,8 +61,8 @@ pub struct Witness {
     #[command(flatten)]
     tls: TlsOptions,
 
-    /// Attempts for one answer
-    #[arg(long, env = "LIFEBOAT_ATTEMPTS", value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=10))]
+    /// Attempts for one answer; promote asks twice, so one is enough
+    #[arg(long, env = "LIFEBOAT_ATTEMPTS", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10))]
     attempts: u32,
 
     /// Pause between two attempts

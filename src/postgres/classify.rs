@@ -87,11 +87,21 @@ fn of_handshake(error: &tokio_postgres::Error, answered: bool) -> Verdict {
     }
     // tokio-postgres keeps its error kinds private; their texts are fixed by the pinned version and tested below on real servers.
     match error.to_string().as_str() {
+        // It granted TLS and then hung up: that is no answer on whether TLS fits.
+        "error performing TLS handshake" if is_hang_up(error) => Verdict::Unknown,
         "error performing TLS handshake" => Verdict::Misconfigured,
         // The server asked for a password that we have not, or for a method that we don't speak: it is alive.
         "invalid configuration" | "authentication error" => Verdict::Rejected,
         _ => Verdict::Unknown,
     }
+}
+
+fn is_hang_up(error: &tokio_postgres::Error) -> bool {
+    use io::ErrorKind as Kind;
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| {
+        matches!(cause.kind(), Kind::UnexpectedEof | Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe)
+    })
 }
 
 /// Classes of PostgreSQL's appendix A, "PostgreSQL Error Codes".

@@ -159,7 +159,6 @@ fn sigterm_to_a_witness_ends_it_at_once_and_is_told() {
 }
 
 #[test]
-#[ignore = "a known defect: while an alert is sent, SIGTERM goes unheeded or ends the run without an outcome"]
 fn sigterm_while_a_chat_hangs_ends_the_run_at_once() {
     let (chat, dir) = (Peer::silent(), tempfile::tempdir().unwrap());
     let mut command = lifeboat(&["port-discover", "--service=pg", "--dir"]);
