@@ -271,7 +271,12 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 fn start_log(global: &Global) {
     let level = global.log_level.parse().unwrap_or(tracing::Level::INFO);
-    let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        // Else a log that can't be written is a panic, and ends a promotion half-way.
+        .log_internal_errors(false);
     match global.log_format {
         LogFormat::Json => subscriber.json().init(),
         LogFormat::Text => subscriber.with_ansi(std::io::stderr().is_terminal()).init(),

@@ -1,6 +1,12 @@
 //! What a command says at its end: one JSON document, one exit code, the same in the termination log.
 
-use std::{fmt, io::IsTerminal, path::Path, process::ExitCode, time::Duration};
+use std::{
+    fmt,
+    io::{IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -208,10 +214,13 @@ impl Outcome {
         }
     }
 
-    /// Prints to stdout: a table on a terminal, one line of JSON elsewhere.
-    #[expect(clippy::print_stdout, reason = "this is the one place that writes data to stdout")]
+    /// Prints to stdout: a table on a terminal, one line of JSON elsewhere. What was done stays done where nobody can read of it.
     pub fn print(&self) {
-        if std::io::stdout().is_terminal() { print!("{}", self.table()) } else { println!("{}", self.json()) }
+        let mut out = std::io::stdout().lock();
+        let text = if out.is_terminal() { self.table() } else { format!("{}\n", self.json()) };
+        if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            warn!("print the outcome: {error}");
+        }
     }
 
     /// Writes what fits to the termination log, if the container has one. Never creates the file: outside a pod it is absent.
