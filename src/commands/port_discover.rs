@@ -18,7 +18,7 @@ use crate::{
     cli::Session,
     flags,
     intercom::{Intercom, PortFacts},
-    kubernetes::{Cluster, EventTarget, is_not_found},
+    kubernetes::{Cluster, EventTarget, is_not_found, patiently},
     outcome::{Conclusion, Report},
     patroni::{ClusterConfig, Scope},
     site::{LastAlert, Phase},
@@ -124,7 +124,8 @@ impl PortDiscover {
 
     /// Looks once.
     async fn find_port(&self, cluster: &Cluster) -> anyhow::Result<Result<PortFacts, NoPort>> {
-        let service = match cluster.api::<Service>().get(&self.service).await {
+        let api = cluster.api::<Service>();
+        let service = match patiently(|| api.get(&self.service)).await {
             Ok(service) => Some(service),
             Err(error) if is_not_found(&error) => None,
             Err(error) => return Err(cluster.explain("get", "Service", &self.service, error)),

@@ -9,7 +9,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{Cluster, EventTarget, is_not_found};
+use super::{Cluster, EventTarget, is_not_found, patiently};
 
 /// A ConfigMap at one resource version.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,7 +42,8 @@ pub struct Conflict(pub String);
 impl Cluster {
     /// Reads a ConfigMap; `None` if it doesn't exist.
     pub async fn find_configmap(&self, name: &str) -> anyhow::Result<Option<Snapshot>> {
-        match self.api::<ConfigMap>().get(name).await {
+        let api = self.api::<ConfigMap>();
+        match patiently(|| api.get(name)).await {
             Ok(map) => Ok(Some(snapshot(map))),
             Err(error) if is_not_found(&error) => Ok(None),
             Err(error) => Err(self.explain("get", "ConfigMap", name, error)),
@@ -51,7 +52,8 @@ impl Cluster {
 
     /// Reads a ConfigMap that must exist.
     pub async fn configmap(&self, name: &str) -> anyhow::Result<Snapshot> {
-        let found = self.api::<ConfigMap>().get(name).await;
+        let api = self.api::<ConfigMap>();
+        let found = patiently(|| api.get(name)).await;
         found.map(snapshot).map_err(|error| self.explain("get", "ConfigMap", name, error))
     }
 
@@ -62,7 +64,8 @@ impl Cluster {
             data: Some(BTreeMap::from([(key.to_owned(), value.to_owned())])),
             ..Default::default()
         };
-        match self.api::<ConfigMap>().create(&PostParams::default(), &map).await {
+        let (api, parameters) = (self.api::<ConfigMap>(), PostParams::default());
+        match patiently(|| api.create(&parameters, &map)).await {
             Ok(map) => Ok(snapshot(map)),
             Err(kube::Error::Api(status)) if status.code == 409 => Err(Conflict(name.to_owned()).into()),
             Err(error) => Err(self.explain("create", "ConfigMap", name, error)),
@@ -83,8 +86,8 @@ impl Cluster {
     /// (Kubernetes API conventions, "Concurrency Control and Consistency").
     async fn swap(&self, seen: &Snapshot, mut patch: Value) -> anyhow::Result<Snapshot> {
         patch["metadata"]["resourceVersion"] = json!(seen.resource_version);
-        let api = self.api::<ConfigMap>();
-        match api.patch(&seen.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+        let (api, parameters, patch) = (self.api::<ConfigMap>(), PatchParams::default(), Patch::Merge(&patch));
+        match patiently(|| api.patch(&seen.name, &parameters, &patch)).await {
             Ok(map) => Ok(snapshot(map)),
             Err(kube::Error::Api(status)) if status.code == 409 => Err(Conflict(seen.name.clone()).into()),
             Err(error) => Err(self.explain("patch", "ConfigMap", &seen.name, error)),

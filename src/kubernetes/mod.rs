@@ -7,6 +7,7 @@ mod site_record;
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, anyhow};
+use backon::{ExponentialBuilder, Retryable};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 pub use configmap::{Conflict, Snapshot};
@@ -62,6 +63,8 @@ impl Cluster {
         config.connect_timeout = Some(Duration::from_secs(5));
         config.read_timeout = Some(Duration::from_secs(15));
         config.write_timeout = Some(Duration::from_secs(15));
+        // kube tries again up to 15 times, for minutes, or for as long as the server says. See `patiently`.
+        config.default_retry = false;
         let namespace = options.namespace.clone().unwrap_or_else(|| match std::fs::read_to_string(NAMESPACE_FILE) {
             Ok(name) if options.context.is_none() && !name.trim().is_empty() => name.trim().to_owned(),
             _ => config.default_namespace.clone(),
@@ -99,6 +102,16 @@ impl Cluster {
             other => anyhow!(other).context(what),
         }
     }
+}
+
+/// Calls again, within about three seconds, while an overloaded API server puts us off.
+pub async fn patiently<T, Call>(call: impl FnMut() -> Call) -> kube::Result<T>
+where
+    Call: Future<Output = kube::Result<T>>,
+{
+    let put_off = |error: &kube::Error| matches!(error, kube::Error::Api(status) if [429, 503].contains(&status.code));
+    let pauses = ExponentialBuilder::default().with_min_delay(Duration::from_millis(200)).with_max_times(4);
+    call.retry(pauses).when(put_off).await
 }
 
 /// True where the API server said that the object isn't there.

@@ -5,7 +5,10 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 use tokio_postgres::config::Host;
 
-use crate::{kubernetes::Cluster, postgres::Timeline};
+use crate::{
+    kubernetes::{Cluster, patiently},
+    postgres::Timeline,
+};
 
 /// A member's role as Patroni names it. The pod's label is no source for it: its values differ by version and configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -54,7 +57,8 @@ struct Status {
 impl Member {
     /// Reads a member's pod.
     pub async fn of_pod(cluster: &Cluster, name: &str) -> anyhow::Result<Self> {
-        let pod = cluster.api::<Pod>().get(name).await.map_err(|error| cluster.explain("get", "Pod", name, error))?;
+        let api = cluster.api::<Pod>();
+        let pod = patiently(|| api.get(name)).await.map_err(|error| cluster.explain("get", "Pod", name, error))?;
         let status = pod
             .metadata
             .annotations
