@@ -63,6 +63,10 @@ impl PostBootstrap {
         if let Some(own) = pgpass::lookup("localhost", port, &dbname, &user) {
             config.password(own.expose_secret());
         }
+        // Patroni says here not to wait for a synchronous standby, which can't be there yet, and to write in any case.
+        if let Some(options) = std::env::var("PGOPTIONS").ok().filter(|options| !options.is_empty()) {
+            config.options(&options);
+        }
         let (client, connection) = config.connect(tokio_postgres::NoTls).await.context("connect to the new primary")?;
         let driver = tokio::spawn(connection);
         if let Some((role, password)) = self.app_username.as_deref().zip(password) {
