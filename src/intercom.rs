@@ -4,8 +4,8 @@
 //! whole facts. Files are written whole: temporary name, fsync, rename. A reader refuses what is missing, malformed or old.
 
 use std::{
-    fs, io,
-    io::Write,
+    fs,
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,6 +21,9 @@ const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(5);
 
 /// A facts file larger than this is not ours.
 const SIZE_LIMIT: u64 = 1 << 20;
+
+/// A port file larger than this holds no port.
+const PORT_SIZE_LIMIT: u64 = 64;
 
 /// What `port-discover` found (contracts: `port.json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,7 +152,13 @@ impl Intercom {
 
 /// Reads a port from a file of one decimal number, as `tsc_port`.
 pub fn read_port(path: &Path) -> anyhow::Result<u16> {
-    let text = fs::read_to_string(path).with_context(|| format!("read port file {}", path.display()))?;
+    let mut text = String::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(PORT_SIZE_LIMIT + 1).read_to_string(&mut text))
+        .with_context(|| format!("read port file {}", path.display()))?;
+    if text.len() as u64 > PORT_SIZE_LIMIT {
+        bail!("port file {} has more than {PORT_SIZE_LIMIT} bytes: it holds no port", path.display());
+    }
     match text.trim().parse() {
         Ok(port) if port > 0 => Ok(port),
         _ => bail!("port file {} holds {:?}, not a port number from 1 to 65535", path.display(), text.trim()),
