@@ -27,7 +27,7 @@ lint: setup ## rustfmt, clippy, shellcheck, licences and duplicates of dependenc
 	tests/lint
 
 unit: setup ## unit tests, and the binary against real servers on loopback
-	cargo test --locked --lib --bins && cargo test --locked --test servers
+	cargo test --locked --lib --bins && cargo test --locked --test servers --test loopback
 
 chart: setup ## the chart: lint, schema, unit tests
 	helm/check
