@@ -247,11 +247,15 @@ fn gold_killed_is_promoted_by_the_cronjob_on_its_schedule() {
     assert!(newest >= certain, "rows that the last good probe saw received are gone");
     assert_eq!(present as u64, newest, "a hole in the rows");
     // The seed's promise in a pod: the chain's last run told what it did in its termination message.
-    let pods = GOLDDR.get(&["pods", "-l", "app.kubernetes.io/component=monitor"]);
-    let told = pods["items"].as_array().unwrap().iter().any(|pod| {
-        let message = &pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"];
-        message.as_str().is_some_and(|text| text.contains("accepts writes"))
+    // The record is written before the container ends, and the kubelet tells of that a moment later.
+    await_condition("a pod of the monitor says that it promoted", Duration::from_secs(30), || {
+        let pods = GOLDDR.get(&["pods", "-l", "app.kubernetes.io/component=monitor"]);
+        let messages = pods["items"].as_array().unwrap().iter().map(|pod| {
+            let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+            ended["message"].as_str().unwrap_or_default().to_owned()
+        });
+        let messages: Vec<String> = messages.collect();
+        if messages.iter().any(|text| text.contains("accepts writes")) { Ok(()) } else { Err(format!("{messages:#?}")) }
     });
-    assert!(told, "no pod of the monitor says that it promoted: {pods:#}");
     drop(Session::open(&GOLDDR.host(), GOLDDR.node_port(), "app", &GOLDDR.password("app"), "app").unwrap());
 }
