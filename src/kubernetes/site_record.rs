@@ -13,24 +13,19 @@ impl Cluster {
     /// error: to start anew would forget a promotion.
     pub async fn find_site_record(&self, scope: &Scope) -> anyhow::Result<Option<(SiteRecord, Snapshot)>> {
         let Some(map) = self.find_configmap(&scope.state()).await? else { return Ok(None) };
-        let Some(text) = map.data.get(KEY).filter(|text| !text.trim().is_empty()) else { return Ok(None) };
-        let record: SiteRecord =
-            serde_json::from_str(text).with_context(|| format!("read {KEY} of ConfigMap {}", map.name))?;
-        if record.version != 1 {
-            bail!("{KEY} of ConfigMap {} has version {}, this binary knows version 1", map.name, record.version);
-        }
-        Ok(Some((record, map)))
+        Ok(parse(&map)?.map(|record| (record, map)))
     }
 
     /// Reads a site's record, or begins one.
     pub async fn site_record(&self, scope: &Scope, site: &str) -> anyhow::Result<(SiteRecord, Option<Snapshot>)> {
-        if let Some((record, map)) = self.find_site_record(scope).await? {
-            if record.site != site {
-                bail!("ConfigMap {} is the record of site {}, not of {site}", map.name, record.site);
+        let map = self.find_configmap(&scope.state()).await?;
+        let record = map.as_ref().map(parse).transpose()?.flatten();
+        match &record {
+            Some(other) if other.site != site => {
+                bail!("ConfigMap {} is the record of site {}, not of {site}", scope.state(), other.site)
             }
-            return Ok((record, Some(map)));
+            _ => Ok((record.unwrap_or_else(|| SiteRecord::new(site)), map)),
         }
-        Ok((SiteRecord::new(site), self.find_configmap(&scope.state()).await?))
     }
 
     /// Writes a site's record, provided that nobody wrote since it was read.
@@ -46,4 +41,15 @@ impl Cluster {
             None => self.create_configmap(&scope.state(), KEY, &text).await,
         }
     }
+}
+
+/// The record in a ConfigMap; `None` where there is none yet.
+fn parse(map: &Snapshot) -> anyhow::Result<Option<SiteRecord>> {
+    let Some(text) = map.data.get(KEY).filter(|text| !text.trim().is_empty()) else { return Ok(None) };
+    let record: SiteRecord =
+        serde_json::from_str(text).with_context(|| format!("read {KEY} of ConfigMap {}", map.name))?;
+    if record.version != 1 {
+        bail!("{KEY} of ConfigMap {} has version {}, this binary knows version 1", map.name, record.version);
+    }
+    Ok(Some(record))
 }

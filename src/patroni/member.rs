@@ -41,8 +41,10 @@ pub struct Member {
     pub port: u16,
     /// The timeline, where Patroni knows it.
     pub timeline: Option<Timeline>,
-    /// `streaming`, `in archive recovery` or nothing; absent before Patroni 3.0.4.
+    /// `streaming` or `in archive recovery`; absent where neither is so, and always before Patroni 3.0.4.
     pub replication_state: Option<String>,
+    /// Patroni's version.
+    pub version: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -52,9 +54,18 @@ struct Status {
     conn_url: String,
     timeline: Option<Timeline>,
     replication_state: Option<String>,
+    version: Option<String>,
 }
 
 impl Member {
+    /// Whether Patroni would say `streaming` if it were so: it tells the replication state from 3.0.4 on.
+    #[must_use]
+    pub fn tells_replication_state(&self) -> bool {
+        let numbers: Vec<u32> =
+            self.version.as_deref().unwrap_or_default().split('.').map_while(|part| part.parse().ok()).collect();
+        numbers.as_slice() >= [3, 0, 4].as_slice()
+    }
+
     /// Reads a member's pod.
     pub async fn of_pod(cluster: &Cluster, name: &str) -> anyhow::Result<Self> {
         let api = cluster.api::<Pod>();
@@ -83,6 +94,7 @@ impl Member {
             port: url.get_ports().first().copied().unwrap_or(5432),
             timeline: status.timeline,
             replication_state: status.replication_state,
+            version: status.version,
         })
     }
 }
@@ -97,9 +109,11 @@ mod tests {
         let member = Member::parse("pg-0", v4).unwrap();
         assert_eq!((member.role, member.host.as_str(), member.port), (MemberRole::StandbyLeader, "10.88.2.5", 5432));
         assert_eq!(member.timeline, Some(Timeline(1)));
+        assert!(member.tells_replication_state());
         let v3 = r#"{"conn_url":"postgres://[fd00::5]:5433/postgres","state":"running","role":"master"}"#;
         let member = Member::parse("pg-0", v3).unwrap();
         assert_eq!((member.role, member.host.as_str(), member.port), (MemberRole::Primary, "fd00::5", 5433));
+        assert!(!member.tells_replication_state(), "an unknown version promises nothing");
         let other = r#"{"conn_url":"postgres://h/","state":"starting","role":"uninitialized"}"#;
         assert_eq!(Member::parse("pg-0", other).unwrap().role, MemberRole::Other);
     }

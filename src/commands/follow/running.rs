@@ -121,10 +121,12 @@ impl Follow {
     async fn works(&self, cluster: &Cluster, standby: bool) -> anyhow::Result<String> {
         let record = LeaderRecord::read(&cluster.configmap(&self.scope.leader()).await?);
         let leader = record.ok_or_else(|| anyhow!("no member of scope {} leads", self.scope.0))?.leader;
-        let Member { role, state, replication_state, .. } = Member::of_pod(cluster, &leader).await?;
+        let member = Member::of_pod(cluster, &leader).await?;
+        let tells = member.tells_replication_state();
+        let Member { role, state, replication_state, .. } = member;
         let wanted = if standby { MemberRole::StandbyLeader } else { MemberRole::Primary };
-        // Patroni before 3.0.4 does not tell whether its standby leader streams.
-        let streams = !standby || replication_state.as_deref().is_none_or(|state| state == "streaming");
+        // A standby leader that does not stream has no replication state at all; only an old Patroni never tells one.
+        let streams = !standby || replication_state.as_deref() == Some("streaming") || !tells;
         if role == wanted && state == "running" && streams {
             return Ok(if standby { format!("{leader} streams from the peer") } else { format!("{leader} leads") });
         }

@@ -111,11 +111,10 @@ pub fn tally(record: &SiteRecord, probe: &ProbeFacts, period: Duration) -> SiteR
     let mut record = record.clone();
     let gap = SignedDuration::try_from(period * 2).unwrap_or(SignedDuration::MAX);
     for attempt in &probe.attempts {
-        if record.last_failure.is_some_and(|last| attempt.at <= last) {
-            continue;
-        }
         match attempt.verdict {
+            // Whatever the clocks say: who answers is alive.
             verdict if verdict.is_alive() => record.reset_failures(),
+            _ if record.last_failure.is_some_and(|last| attempt.at <= last) => {}
             Verdict::Unreachable => {
                 if record.last_failure.is_some_and(|last| attempt.at.duration_since(last) > gap) {
                     record.reset_failures();
@@ -145,7 +144,12 @@ fn span(record: &SiteRecord) -> Duration {
 /// Decides.
 #[must_use]
 pub fn decide(facts: &Facts, policy: &Policy) -> Decision {
-    let mut decision = if facts.config.standby_cluster.is_none() {
+    // Patroni writes its configuration and `initialize` only when the first copy is whole: until then nothing says what this site is.
+    let born = facts.config.text.is_some() && facts.config.initialize.is_some();
+    let mut decision = if !born {
+        let reason = "the local cluster is not initialized yet: its first copy may still run";
+        Decision::new(Plan::Nothing, reason, &facts.record)
+    } else if facts.config.standby_cluster.is_none() {
         already_leads(facts)
     } else if policy.confirm.is_some() {
         ask_guards(facts, policy, facts.record.clone())
@@ -203,7 +207,8 @@ fn watch(facts: &Facts, probe: &ProbeFacts, policy: &Policy) -> Decision {
     match probe.verdict {
         verdict if verdict.is_alive() => {
             let was = record.phase;
-            if let Some(good) = last_good(facts, probe) {
+            // Without our own position it vouches for nothing: an older one that has both says more.
+            if let Some(good) = last_good(facts, probe).filter(|good| good.local_lsn.is_some()) {
                 record.last_good = Some(good);
             }
             if matches!(was, Phase::Suspect | Phase::AwaitingApproval | Phase::Promoting) {
@@ -249,7 +254,8 @@ fn ask_guards(facts: &Facts, policy: &Policy, mut record: SiteRecord) -> Decisio
     let stopped: Vec<&str> =
         evidence.iter().filter(|evidence| !evidence.passed).map(|evidence| evidence.guard).collect();
     if !stopped.is_empty() {
-        if record.phase != Phase::Watching {
+        // What an operator or a promotion wrote (held, promoted, following) is not ours to forget.
+        if matches!(record.phase, Phase::AwaitingApproval | Phase::Promoting) {
             record.phase = Phase::Suspect;
         }
         let reason = format!("promotion refused by {}: {}", stopped.join(", "), first_finding(&evidence));

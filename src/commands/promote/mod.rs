@@ -22,11 +22,11 @@ use crate::{
     cli::{Session, misconfigured},
     flags::{self, Size},
     kill_point::kill_point,
-    kubernetes::{Cluster, Conflict},
+    kubernetes::{Cluster, Conflict, Snapshot},
     outcome::{Conclusion, Report},
     patroni::{ClusterConfig, Scope},
     postgres::{Credentials, TlsOptions},
-    site::{Phase, SiteRecord},
+    site::{APPROVE, HOLD, MAINTENANCE, Phase, SiteRecord},
 };
 use decide::{Confirm, Decision, Mode, Plan, Policy, decide};
 use guards::Guard;
@@ -235,11 +235,26 @@ impl Promote {
                 return Ok(self.with_alert_target(cluster, report(&decision, &again)).await);
             }
         }
+        self.hold_the_record(cluster, &again).await?;
         let promoted = again.facts.config.promoted()?;
         cluster.swap_annotation(&again.config_map, ClusterConfig::ANNOTATION, &promoted).await?;
         info!("standby_cluster is removed from ConfigMap {}", self.scope.config());
         kill_point("patched");
         self.verify(cluster, true, report(&decision, &again)).await
+    }
+
+    /// The last thing before the patch: the record and the operator's annotations are still those that were decided on. Witnesses
+    /// take seconds to answer, and a hold set meanwhile must count. Writing them down makes another run conflict from here on.
+    async fn hold_the_record(&self, cluster: &Cluster, decided: &Observed) -> anyhow::Result<()> {
+        let (mut record, map) = cluster.site_record(&self.scope, &self.site).await?;
+        let words = |map: Option<&Snapshot>| {
+            [HOLD, MAINTENANCE, APPROVE].map(|key| map.and_then(|map| map.annotations.get(key).cloned()))
+        };
+        if record != decided.facts.record || words(map.as_ref()) != words(decided.state_map.as_ref()) {
+            return Err(Conflict(self.scope.state()).into());
+        }
+        record.note(Timestamp::now(), "every guard passed again; removing standby_cluster");
+        cluster.write_site_record(&self.scope, &record, map.as_ref()).await.map(drop)
     }
 
     /// Waits until the new primary accepts a write, then writes that down. Only this ends the phase `promoting`.

@@ -132,7 +132,7 @@ fn peer_that_answers_but_is_not_learned_of_for_long_is_told() {
 #[test]
 fn any_single_guard_stops_the_promotion() {
     type Change = fn(&mut Facts);
-    let changes: [(&str, Change); 32] = [
+    let changes: [(&str, Change); 31] = [
         ("standby", |f| f.guard.local.as_mut().unwrap().in_recovery = Some(false)),
         ("leader", |f| f.guard.lease = Lease::Stale(Duration::from_secs(15))),
         ("leader", |f| f.guard.lease = Lease::Unknown),
@@ -150,7 +150,6 @@ fn any_single_guard_stops_the_promotion() {
         ("system-id", |f| f.guard.local.as_mut().unwrap().system_id = None),
         ("system-id", |f| f.record.last_good.as_mut().unwrap().system_id = SystemId(1)),
         ("system-id", |f| f.config.initialize = Some(SystemId(1))),
-        ("system-id", |f| f.config.initialize = None),
         ("timeline", |f| f.record.last_good.as_mut().unwrap().timeline = Timeline(2)),
         ("timeline", |f| f.guard.local.as_mut().unwrap().timeline = None),
         ("witness", |f| f.guard.witnesses[0].said = Ok(Verdict::Healthy)),
@@ -186,6 +185,51 @@ fn any_single_guard_stops_the_promotion() {
         assert_eq!(decision.record.failures, 6, "{guard}: a refusal keeps the count");
         assert_eq!(decision.alert.unwrap().kind, "PromotionRefused");
     }
+}
+
+#[test]
+fn cluster_that_is_still_copied_is_neither_promoted_nor_recorded_as_such() {
+    let mut unborn = gone();
+    unborn.config = ClusterConfig::default();
+    let mut unnamed = gone();
+    unnamed.config.initialize = None;
+    for facts in [unborn, unnamed] {
+        let decision = decide(&facts, &policy());
+        assert_eq!((decision.plan, &decision.record), (Plan::Nothing, &facts.record));
+        assert!(decision.alert.is_none());
+    }
+}
+
+#[test]
+fn phase_that_forbids_promotion_outlives_every_refusal() {
+    for phase in [Phase::Held, Phase::Promoted] {
+        let mut facts = gone();
+        facts.record.phase = phase;
+        for _ in 0..3 {
+            let decision = decide(&facts, &policy());
+            assert_eq!((decision.plan, decision.record.phase), (Plan::Refuse, phase));
+            facts.record = decision.record;
+        }
+    }
+}
+
+#[test]
+fn answer_resets_the_count_whatever_the_clocks_say() {
+    let mut facts = gone();
+    facts.record.last_failure = Some(at(600));
+    facts.probe = Ok(probe(60, &[Verdict::Healthy]));
+    assert_eq!(decide(&facts, &policy()).record.failures, 0);
+}
+
+#[test]
+fn good_probe_without_our_own_position_replaces_no_better_one() {
+    let mut facts = gone();
+    let mut healthy = probe(60, &[Verdict::Healthy]);
+    healthy.peer =
+        PeerFacts { system_id: Some(ID), timeline: Some(Timeline(1)), lsn: Some(Lsn(9000)), in_recovery: Some(false) };
+    facts.probe = Ok(healthy);
+    facts.guard.local = Err("restarting".into());
+    assert_eq!(decide(&facts, &policy()).record.last_good, Some(good()));
 }
 
 #[test]
