@@ -167,7 +167,10 @@ impl Site {
         let leader = json!({"leader": "pg-0", "renewTime": "2026-01-01T00:00:00Z"});
         let objects = Arc::new(Mutex::new(BTreeMap::from([
             (format!("{CORE}/configmaps/demo-dr"), map("demo-dr", json!({}), json!({"state.json": state.to_string()}))),
-            (format!("{CORE}/configmaps/demo-config"), map("demo-config", json!({"config": config}), json!({}))),
+            (
+                format!("{CORE}/configmaps/demo-config"),
+                map("demo-config", json!({"config": config, "initialize": "7000000000000000001"}), json!({})),
+            ),
             (format!("{CORE}/configmaps/demo-leader"), map("demo-leader", leader, json!({}))),
             (format!("{CORE}/pods/pg-0"), pod),
         ])));

@@ -197,7 +197,7 @@ impl Promote {
     ) -> anyhow::Result<Report> {
         kill_point("decided");
         if decision.record != observed.facts.record {
-            cluster.write_site_record(&self.scope, &decision.record, observed.state_map.as_ref()).await?;
+            self.write_record(cluster, &observed, &decision.record).await?;
         }
         kill_point("recorded");
         match decision.plan {
@@ -235,26 +235,32 @@ impl Promote {
                 return Ok(self.with_alert_target(cluster, report(&decision, &again)).await);
             }
         }
-        self.hold_the_record(cluster, &again).await?;
+        // Witnesses take seconds to answer, and a hold set meanwhile must count. Writing makes any other run conflict from here on.
+        let mut record = again.facts.record.clone();
+        record.note(Timestamp::now(), "every guard passed again; removing standby_cluster");
+        self.write_record(cluster, &again, &record).await?;
+        let config_map = cluster.configmap(&self.scope.config()).await?;
+        if ClusterConfig::read(&config_map)? != again.facts.config {
+            return Err(Conflict(self.scope.config()).into());
+        }
         let promoted = again.facts.config.promoted()?;
-        cluster.swap_annotation(&again.config_map, ClusterConfig::ANNOTATION, &promoted).await?;
+        cluster.swap_annotation(&config_map, ClusterConfig::ANNOTATION, &promoted).await?;
         info!("standby_cluster is removed from ConfigMap {}", self.scope.config());
         kill_point("patched");
         self.verify(cluster, true, report(&decision, &again)).await
     }
 
-    /// The last thing before the patch: the record and the operator's annotations are still those that were decided on. Witnesses
-    /// take seconds to answer, and a hold set meanwhile must count. Writing them down makes another run conflict from here on.
-    async fn hold_the_record(&self, cluster: &Cluster, decided: &Observed) -> anyhow::Result<()> {
-        let (mut record, map) = cluster.site_record(&self.scope, &self.site).await?;
+    /// Writes the record, provided that it and the operator's annotations are still those that were decided on. What else changed
+    /// in its ConfigMap is nobody's business here.
+    async fn write_record(&self, cluster: &Cluster, decided: &Observed, record: &SiteRecord) -> anyhow::Result<()> {
+        let (now, map) = cluster.site_record(&self.scope, &self.site).await?;
         let words = |map: Option<&Snapshot>| {
             [HOLD, MAINTENANCE, APPROVE].map(|key| map.and_then(|map| map.annotations.get(key).cloned()))
         };
-        if record != decided.facts.record || words(map.as_ref()) != words(decided.state_map.as_ref()) {
+        if now != decided.facts.record || words(map.as_ref()) != words(decided.state_map.as_ref()) {
             return Err(Conflict(self.scope.state()).into());
         }
-        record.note(Timestamp::now(), "every guard passed again; removing standby_cluster");
-        cluster.write_site_record(&self.scope, &record, map.as_ref()).await.map(drop)
+        cluster.write_site_record(&self.scope, record, map.as_ref()).await.map(drop)
     }
 
     /// Waits until the new primary accepts a write, then writes that down. Only this ends the phase `promoting`.

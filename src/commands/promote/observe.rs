@@ -30,10 +30,9 @@ const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A witness probes on request, so it needs longer than one attempt.
 const WITNESS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Facts, and the ConfigMaps that a later write is compared with.
+/// Facts, and the record's ConfigMap that a later write is compared with.
 pub struct Observed {
     pub facts: Facts,
-    pub config_map: Snapshot,
     pub state_map: Option<Snapshot>,
 }
 
@@ -42,8 +41,7 @@ impl Promote {
     /// `lease` is what an earlier look of this run saw: it need not be waited for twice.
     pub async fn observe(&self, cluster: &Cluster, policy: &Policy, lease: Option<Lease>) -> anyhow::Result<Observed> {
         let (record, state_map) = cluster.site_record(&self.scope, &self.site).await?;
-        let config_map = cluster.configmap(&self.scope.config()).await?;
-        let config = ClusterConfig::read(&config_map)?;
+        let config = ClusterConfig::read(&cluster.configmap(&self.scope.config()).await?)?;
         let leader = LeaderRecord::read(&cluster.configmap(&self.scope.leader()).await?);
         let member = match &leader {
             Some(leader) => Member::of_pod(cluster, &leader.leader).await.map_err(|error| format!("{error:#}")),
@@ -95,7 +93,7 @@ impl Promote {
                 tokio::join!(watched, self.ask_witnesses(), self.ask_second_path());
         }
         let facts = Facts { now: Timestamp::now(), record, probe, config, guard };
-        Ok(Observed { facts, config_map, state_map })
+        Ok(Observed { facts, state_map })
     }
 
     /// Asks the local leader by SQL.
