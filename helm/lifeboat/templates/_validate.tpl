@@ -30,9 +30,60 @@
 {{- end -}}
 {{- if and (eq $v.site.role "standby") (eq $v.monitor.kind "CronJob") -}}
 {{- $_ := include "lifeboat.monitorMode" . -}}
-{{- $probe := mul (int $v.monitor.attempts) (add (include "lifeboat.seconds" $v.monitor.interval | int) (include "lifeboat.seconds" $v.monitor.timeout | int)) -}}
-{{- if gt (add $probe 15) (int64 $v.monitor.activeDeadlineSeconds) -}}
-{{- fail (printf "monitor: %d attempts × (interval %s + timeout %s) take up to %d s and leave less than 15 s of activeDeadlineSeconds %d for the decision" (int $v.monitor.attempts) $v.monitor.interval $v.monitor.timeout $probe (int $v.monitor.activeDeadlineSeconds)) -}}
+{{- include "lifeboat.validateBudget" . -}}
+{{- include "lifeboat.validateSchedule" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+What a run may take must fit its time limit, so that a promotion that is not verified is reported before the limit ends the run.
+Patroni renews its lease once in a round, so promote watches for one round and a little; witnesses are asked meanwhile, and once
+more right before the patch.
+*/}}
+{{- define "lifeboat.validateBudget" -}}
+{{- $m := .Values.monitor -}}
+{{- $attempts := int64 $m.attempts -}}
+{{- $interval := include "lifeboat.seconds" $m.interval | int64 -}}
+{{- $timeout := include "lifeboat.seconds" $m.timeout | int64 -}}
+{{- $probe := mul $attempts (add $interval $timeout) -}}
+{{- $lease := add (int64 .Values.patroni.loopWait) 5 -}}
+{{- $witnesses := ternary 5 0 (not (empty $m.witnesses)) -}}
+{{- $verify := include "lifeboat.seconds" $m.verifyTimeout | int64 -}}
+{{- $total := add $probe $lease $witnesses $verify -}}
+{{- if gt $total (int64 $m.activeDeadlineSeconds) -}}
+{{- $parts := list
+  (printf "%d s for the probe (attempts %d × (interval %d s + timeout %d s))" $probe $attempts $interval $timeout)
+  (printf "%d s to watch the local lease (patroni.loopWait %d s + 5 s)" $lease (int64 .Values.patroni.loopWait)) -}}
+{{- if $witnesses -}}{{- $parts = append $parts (printf "%d s to ask the witnesses once more" $witnesses) -}}{{- end -}}
+{{- $parts = append $parts (printf "%d s for verifyTimeout" $verify) -}}
+{{- fail (printf "monitor: a run may take %d s, more than activeDeadlineSeconds %d: %s. Lower monitor.attempts, interval, timeout or verifyTimeout, or raise monitor.activeDeadlineSeconds, which must stay below monitor.period" $total (int64 $m.activeDeadlineSeconds) (join ", " $parts)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+The period must be what the schedule says: promote restarts its count after a gap of two periods. Only the plain forms of a
+schedule are judged; another one may well be right. A step that does not divide the hour has a shorter gap at the hour's end.
+*/}}
+{{- define "lifeboat.validateSchedule" -}}
+{{- $m := .Values.monitor -}}
+{{- $gap := 0 -}}
+{{- $shortest := 0 -}}
+{{- if eq $m.schedule "* * * * *" -}}
+{{- $gap = 60 -}}
+{{- else if regexMatch "^\\*/[1-9][0-9]* \\* \\* \\* \\*$" $m.schedule -}}
+{{- $step := min 60 (regexFind "[0-9]+" $m.schedule | atoi) -}}
+{{- $gap = mul 60 $step -}}
+{{- $shortest = mul 60 (mod 60 $step) -}}
+{{- else if regexMatch "^[0-5]?[0-9] \\* \\* \\* \\*$" $m.schedule -}}
+{{- $gap = 3600 -}}
+{{- end -}}
+{{- if $gap -}}
+{{- $shortest = default $gap $shortest -}}
+{{- if ne (include "lifeboat.seconds" $m.period | int64) (int64 $gap) -}}
+{{- fail (printf "monitor.period %s does not fit monitor.schedule %q, which runs every %d s: set monitor.period to %ds, or change the schedule" $m.period $m.schedule $gap $gap) -}}
+{{- end -}}
+{{- if ge (int64 $m.activeDeadlineSeconds) (int64 $shortest) -}}
+{{- fail (printf "monitor.activeDeadlineSeconds %d must be below the %d s between two runs of monitor.schedule %q, or the next run ends this one (concurrencyPolicy Replace)" (int64 $m.activeDeadlineSeconds) $shortest $m.schedule) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
