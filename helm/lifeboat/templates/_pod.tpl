@@ -25,7 +25,35 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Every pod names its own service account; only those whose steps call the API get its token. */}}
+{{/*
+The token of the pod's service account, for a pod with a container that does not call the API: those that do mount the volume.
+It is what Kubernetes gives to every container of a pod (automountServiceAccountToken), with the same time to live.
+*/}}
+{{- define "lifeboat.tokenVolume" -}}
+- name: token
+  projected:
+    sources:
+      - serviceAccountToken:
+          expirationSeconds: 3607
+          path: token
+      - configMap:
+          name: kube-root-ca.crt
+          items:
+            - key: ca.crt
+              path: ca.crt
+      - downwardAPI:
+          items:
+            - path: namespace
+              fieldRef:
+                fieldPath: metadata.namespace
+{{- end -}}
+
+{{- define "lifeboat.tokenMount" -}}
+- name: token
+  mountPath: /var/run/secrets/kubernetes.io/serviceaccount
+  readOnly: true
+{{- end -}}
+
 {{- define "lifeboat.imagePullSecrets" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
@@ -60,7 +88,11 @@ tolerations:
       fieldPath: metadata.uid
 {{- end -}}
 
-{{/* The replication role: it may read pg_monitor's views, and no table of the application. */}}
+{{/*
+The steps speak SQL as the replication role, in the database postgres. Any role may ask who a server is, and write the message that
+verifies a promotion. Only pg_monitor, which post-bootstrap grants to this one, sees the state of the WAL receiver. The role owns
+nothing and reads no table of the application by SQL, but it is not a harmless one: replication copies the whole cluster.
+*/}}
 {{- define "lifeboat.sqlEnv" -}}
 - name: PGUSER
   valueFrom:
