@@ -17,6 +17,7 @@ use crate::{
 };
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+const DELIVERED: &str = "delivered";
 
 /// How bad it is; Kubernetes Events know these two types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -112,19 +113,10 @@ impl Alerter {
         })
     }
 
-    /// Sends every alert of the report and the ping, and writes into the report what became of them.
+    /// Sends the alerts that the report still has and the ping, and writes into the report what became of them.
     pub async fn send(&self, command: &str, report: &mut Report, cluster: Option<&Cluster>) {
-        let mut sent = Vec::new();
-        for alert in report.alerts.clone() {
-            // ERROR is for what a person must look at.
-            match alert.severity {
-                Severity::Warning => error!(kind = alert.kind, "{}", alert.summary),
-                Severity::Normal => tracing::info!(kind = alert.kind, "{}", alert.summary),
-            }
-            sent.push(self.send_one(command, &alert, cluster).await);
-        }
-        if !sent.is_empty() {
-            report.details.insert("alerts".to_owned(), Value::Array(sent));
+        for alert in std::mem::take(&mut report.alerts) {
+            self.send_one(command, &alert, report, cluster).await;
         }
         if let Some(url) = &self.ping {
             let address = ping_address(url.expose_secret(), report.conclusion);
@@ -133,7 +125,13 @@ impl Alerter {
         }
     }
 
-    async fn send_one(&self, command: &str, alert: &Alert, cluster: Option<&Cluster>) -> Value {
+    /// Sends one alert, and writes into the report what became of it; false where a channel did not take it.
+    pub async fn send_one(&self, command: &str, alert: &Alert, report: &mut Report, cluster: Option<&Cluster>) -> bool {
+        // ERROR is for what a person must look at.
+        match alert.severity {
+            Severity::Warning => error!(kind = alert.kind, "{}", alert.summary),
+            Severity::Normal => tracing::info!(kind = alert.kind, "{}", alert.summary),
+        }
         let mut channels = serde_json::Map::new();
         if let Some((cluster, target)) = cluster.zip(alert.target.as_ref()) {
             let result = cluster.emit_event(target, &alert.kind, alert.severity, &alert.summary).await;
@@ -144,14 +142,20 @@ impl Alerter {
             let result = http::post_json(url.expose_secret().to_owned(), body, TIMEOUT).await;
             channels.insert("webhook".to_owned(), json!(delivery(&result)));
         }
-        json!({ "kind": alert.kind, "sent": channels })
+        let delivered = channels.values().all(|told| told == DELIVERED);
+        let told = json!({ "kind": alert.kind, "sent": channels });
+        match report.details.entry("alerts").or_insert_with(|| json!([])) {
+            Value::Array(all) => all.push(told),
+            other => *other = told,
+        }
+        delivered
     }
 }
 
 /// What became of a message. The address must not leak through an error's text, so only its kind is told.
 fn delivery(result: &anyhow::Result<()>) -> String {
     match result {
-        Ok(()) => "delivered".to_owned(),
+        Ok(()) => DELIVERED.to_owned(),
         Err(error) => {
             let text = match error.downcast_ref::<ureq::Error>() {
                 Some(ureq::Error::StatusCode(code)) => format!("not delivered: HTTP status {code}"),

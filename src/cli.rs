@@ -5,7 +5,7 @@ use std::{
     io::{IsTerminal, Write},
     path::PathBuf,
     process::ExitCode,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow};
@@ -19,8 +19,9 @@ use tokio::{
 use crate::{
     alerts::{Alert, AlertOptions, Alerter},
     commands,
-    kubernetes::{Cluster, ClusterOptions, EventTarget},
+    kubernetes::{Cluster, ClusterOptions, Conflict, EventTarget},
     outcome::{Conclusion, Outcome, Report},
+    patroni::Scope,
 };
 
 /// Keeps a PostgreSQL application recoverable: in the next minute, and in the next cluster.
@@ -105,12 +106,39 @@ pub struct Session {
     pub dry_run: bool,
     options: ClusterOptions,
     cluster: OnceCell<Cluster>,
+    alerter: Alerter,
 }
 
 impl Session {
     /// The cluster that the flags name, connected at the first call.
     pub async fn cluster(&self) -> anyhow::Result<&Cluster> {
         self.cluster.get_or_try_init(|| Cluster::connect(&self.options)).await
+    }
+
+    /// Sends the report's alerts now, each at most once in `repeat` as the record of the site of `scope` has it. One that was not
+    /// delivered is not marked as sent, so the next run sends it; what the site has no record for is sent each time.
+    pub async fn tell(&self, command: &str, report: &mut Report, scope: &Scope, repeat: Duration) {
+        if self.dry_run {
+            return;
+        }
+        for alert in std::mem::take(&mut report.alerts) {
+            let cluster = self.cluster.get();
+            let found = match cluster {
+                Some(cluster) => cluster.find_site_record(scope).await.ok().flatten(),
+                None => None,
+            };
+            if found.as_ref().is_some_and(|(record, _)| record.knows_alert(&alert.kind, Timestamp::now(), repeat)) {
+                continue;
+            }
+            let alert = match (&alert.target, &found) {
+                (None, Some((_, map))) => alert.about(Some(map.event_target())),
+                _ => alert,
+            };
+            let delivered = self.alerter.send_one(command, &alert, report, cluster).await;
+            if let Some(cluster) = cluster.filter(|_| delivered && found.is_some()) {
+                remember_alert(cluster, scope, &alert.kind).await;
+            }
+        }
     }
 }
 
@@ -142,11 +170,11 @@ async fn run(cli: Cli) -> ExitCode {
     let Cli { command, global: Global { cluster, alerts, dry_run, termination_log, .. } } = cli;
     let name = command.name();
     let (started, clock) = (Timestamp::now(), Instant::now());
-    let session = Session { dry_run, options: cluster, cluster: OnceCell::new() };
     let prepared = Alerter::new(&alerts).and_then(|alerter| Ok((alerter, Stop::listen()?)));
     let mut report = match prepared {
         Err(error) => Report::from(error),
         Ok((alerter, mut stop)) => {
+            let session = Session { dry_run, options: cluster, cluster: OnceCell::new(), alerter };
             let result = tokio::select! {
                 result = command.run(&session) => result,
                 error = stop.asked() => Err(error),
@@ -154,7 +182,7 @@ async fn run(cli: Cli) -> ExitCode {
             let mut report = result.unwrap_or_else(|error| failure(name, error));
             if !dry_run {
                 let told = tokio::select! {
-                    () = alerter.send(name, &mut report, session.cluster.get()) => true,
+                    () = session.alerter.send(name, &mut report, session.cluster.get()) => true,
                     _ = stop.asked() => false,
                 };
                 if !told {
@@ -173,8 +201,21 @@ async fn run(cli: Cli) -> ExitCode {
     outcome.exit_code()
 }
 
+/// What can't be remembered is only told again.
+async fn remember_alert(cluster: &Cluster, scope: &Scope, kind: &str) {
+    for _ in 0..3 {
+        let Ok(Some((mut record, map))) = cluster.find_site_record(scope).await else { return };
+        record.remember_alert(kind, Timestamp::now());
+        match cluster.write_site_record(scope, &record, Some(&map), &[]).await {
+            Err(error) if error.downcast_ref::<Conflict>().is_some() => {}
+            Err(error) => return tracing::warn!("alert {kind} may be sent again: {error:#}"),
+            Ok(_) => return,
+        }
+    }
+}
+
 /// A command that failed tells a person, on its own pod where it runs in one.
-fn failure(name: &str, error: anyhow::Error) -> Report {
+pub(crate) fn failure(name: &str, error: anyhow::Error) -> Report {
     let mut report = Report::from(error);
     tracing::error!("{}", report.reason);
     let kind = format!("{}Failed", camel(name));

@@ -1,8 +1,11 @@
 //! The state of a site: what it remembers between runs (contracts: ConfigMap `<scope>-dr`).
 
-use std::collections::VecDeque;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::postgres::{Lsn, SystemId, Timeline};
@@ -78,6 +81,23 @@ pub struct Promotion {
     pub to_timeline: Option<Timeline>,
     /// When it was verified.
     pub verified: Option<Timestamp>,
+    /// Guards that a person set aside: a run that finishes this promotion sets them aside too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<String>,
+    /// When people were told that it is verified; until then each run tells them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announced: Option<Timestamp>,
+}
+
+/// The peer's lease as its own API server showed it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerLease {
+    /// Who holds it; nobody if absent.
+    pub leader: Option<String>,
+    /// The holder's stamp, by its own clock.
+    pub renew_time: Option<String>,
+    /// Since when it is seen so, by our clock.
+    pub since: Timestamp,
 }
 
 /// One line of the audit.
@@ -124,6 +144,12 @@ pub struct SiteRecord {
     pub audit: VecDeque<AuditEvent>,
     /// The last alert.
     pub last_alert: Option<LastAlert>,
+    /// When each witness, by its address, last saw the peer alive: only one that could see it can tell that it is gone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub witnesses: BTreeMap<String, Timestamp>,
+    /// The peer's lease by the second path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_lease: Option<PeerLease>,
 }
 
 impl SiteRecord {
@@ -142,6 +168,8 @@ impl SiteRecord {
             promotion: None,
             audit: VecDeque::new(),
             last_alert: None,
+            witnesses: BTreeMap::new(),
+            peer_lease: None,
         }
     }
 
@@ -157,6 +185,37 @@ impl SiteRecord {
     pub fn reset_failures(&mut self) {
         (self.failures, self.first_failure, self.last_failure) = (0, None, None);
     }
+
+    /// The epoch that the next promotion has. One that is decided but not verified keeps its own.
+    #[must_use]
+    pub fn next_epoch(&self) -> u64 {
+        if self.phase == Phase::Promoting { self.epoch } else { self.epoch + 1 }
+    }
+
+    /// Whether people know of this already: told of the same kind within `repeat`, and of nothing else since.
+    #[must_use]
+    pub fn knows_alert(&self, kind: &str, now: Timestamp, repeat: Duration) -> bool {
+        let repeat = SignedDuration::try_from(repeat).unwrap_or(SignedDuration::MAX);
+        self.last_alert.as_ref().is_some_and(|last| last.kind == kind && now.duration_since(last.time) < repeat)
+    }
+
+    /// Keeps that people were told.
+    pub fn remember_alert(&mut self, kind: &str, now: Timestamp) {
+        self.last_alert = Some(LastAlert { kind: kind.to_owned(), time: now });
+        if kind == "Promoted"
+            && let Some(promotion) = &mut self.promotion
+        {
+            promotion.announced = Some(now);
+        }
+    }
+
+    /// Leaves `promoting` without a promotion: the epoch counts only those that took place.
+    pub fn call_off(&mut self, phase: Phase) {
+        if self.phase == Phase::Promoting {
+            self.epoch = self.epoch.saturating_sub(1);
+        }
+        self.phase = phase;
+    }
 }
 
 #[cfg(test)]
@@ -170,6 +229,16 @@ mod tests {
             text,
             r#"{"version":1,"site":"golddr","epoch":0,"phase":"watching","failures":0,"first_failure":null,"last_failure":null,"last_good":null,"promotion":null,"audit":[],"last_alert":null}"#
         );
+    }
+
+    #[test]
+    fn alert_of_one_kind_is_known_for_an_hour() {
+        let (mut record, hour) = (SiteRecord::new("golddr"), Duration::from_hours(1));
+        assert!(!record.knows_alert("PromotionRefused", Timestamp::UNIX_EPOCH, hour));
+        record.remember_alert("PromotionRefused", Timestamp::UNIX_EPOCH);
+        assert!(record.knows_alert("PromotionRefused", Timestamp::UNIX_EPOCH + SignedDuration::from_mins(59), hour));
+        assert!(!record.knows_alert("PromotionRefused", Timestamp::UNIX_EPOCH + SignedDuration::from_mins(60), hour));
+        assert!(!record.knows_alert("ProbeBlind", Timestamp::UNIX_EPOCH, hour), "a change is told at once");
     }
 
     #[test]

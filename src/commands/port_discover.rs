@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use kube::ResourceExt;
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::{
     alerts::Alert,
@@ -21,14 +21,14 @@ use crate::{
     kubernetes::{Cluster, EventTarget, is_not_found, patiently},
     outcome::{Conclusion, Report},
     patroni::{ClusterConfig, Scope},
-    site::{LastAlert, Phase},
+    site::Phase,
 };
 
 /// Between two looks at a Service that isn't there yet.
 const POLL: Duration = Duration::from_secs(1);
 
 /// Alerts of a missing port repeat after this time.
-const REPEAT: SignedDuration = SignedDuration::from_hours(1);
+const REPEAT: Duration = Duration::from_hours(1);
 
 /// Find the port of the Service that leads to the peer, and write it for the next step
 #[derive(Debug, clap::Args)]
@@ -86,12 +86,12 @@ impl PortDiscover {
         let cluster = session.cluster().await?;
         let facts = match self.find_port(cluster).await? {
             Ok(facts) => facts,
-            Err(NoPort::Never(why)) => return Ok(self.no_port(cluster, session.dry_run, why).await),
+            Err(NoPort::Never(why)) => return Ok(self.no_port(session, why).await),
             Err(NoPort::NotYet(why)) => match self.not_needed(cluster).await? {
                 Some(reason) => return Ok(Report::nothing_to_do(format!("{why}, and {reason}"))),
                 None => match self.wait_for_port(cluster, why).await? {
                     Ok(facts) => facts,
-                    Err(why) => return Ok(self.no_port(cluster, session.dry_run, why).await),
+                    Err(why) => return Ok(self.no_port(session, why).await),
                 },
             },
         };
@@ -154,14 +154,13 @@ impl PortDiscover {
     }
 
     /// Fails. Where a scope is given, its record says when people were told last: not each minute anew.
-    async fn no_port(&self, cluster: &Cluster, dry_run: bool, why: String) -> Report {
+    async fn no_port(&self, session: &Session, why: String) -> Report {
         tracing::error!("{why}");
         let mut report = Report::new(Conclusion::Failed, why);
-        let scope = self.skip_if_promoted.as_ref().or(self.skip_if_initialized.as_ref());
-        if dry_run || told_lately(cluster, scope).await {
-            return report;
-        }
         report.alerts.push(Alert::warning("PortDiscoverFailed", report.reason.clone()).about(EventTarget::own_pod()));
+        if let Some(scope) = self.skip_if_promoted.as_ref().or(self.skip_if_initialized.as_ref()) {
+            session.tell("port-discover", &mut report, scope, REPEAT).await;
+        }
         report
     }
 
@@ -201,27 +200,6 @@ impl PortDiscover {
             None => ports.get(self.port_index),
         }
     }
-}
-
-/// Whether the record knows of the same alert within [`REPEAT`]; if not, it does from now on. Who may not read or write the
-/// record tells it each time: better too often than not at all.
-async fn told_lately(cluster: &Cluster, scope: Option<&Scope>) -> bool {
-    let Some(scope) = scope else { return false };
-    let look = async {
-        let Some((mut record, map)) = cluster.find_site_record(scope).await? else { return Ok(false) };
-        let now = Timestamp::now();
-        let lately = |last: &LastAlert| last.kind == "PortDiscoverFailed" && now.duration_since(last.time) < REPEAT;
-        if record.last_alert.as_ref().is_some_and(lately) {
-            return Ok(true);
-        }
-        record.last_alert = Some(LastAlert { kind: "PortDiscoverFailed".to_owned(), time: now });
-        cluster.write_site_record(scope, &record, Some(&map)).await?;
-        anyhow::Ok(false)
-    };
-    look.await.unwrap_or_else(|error| {
-        debug!("whether this was told lately is not known: {error:#}");
-        false
-    })
 }
 
 fn names(ports: &[ServicePort]) -> String {

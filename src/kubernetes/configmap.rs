@@ -77,9 +77,17 @@ impl Cluster {
         self.swap(seen, json!({ "metadata": { "annotations": { key: value } } })).await
     }
 
-    /// Sets one data key, provided that nobody wrote since the snapshot; fails with [`Conflict`] otherwise.
-    pub async fn swap_data(&self, seen: &Snapshot, key: &str, value: &str) -> anyhow::Result<Snapshot> {
-        self.swap(seen, json!({ "data": { key: value } })).await
+    /// Sets one data key and removes annotations, provided that nobody wrote since the snapshot; fails with [`Conflict`] otherwise.
+    pub async fn swap_data(
+        &self,
+        seen: &Snapshot,
+        key: &str,
+        value: &str,
+        without: &[&str],
+    ) -> anyhow::Result<Snapshot> {
+        // In a merge patch, null removes.
+        let annotations: BTreeMap<&str, Value> = without.iter().map(|&name| (name, Value::Null)).collect();
+        self.swap(seen, json!({ "metadata": { "annotations": annotations }, "data": { key: value } })).await
     }
 
     /// A merge patch that carries the resource version is refused with 409 when it isn't the current one

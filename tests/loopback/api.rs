@@ -113,6 +113,15 @@ impl Site {
         serde_json::from_str(map["data"]["state.json"].as_str().unwrap()).unwrap()
     }
 
+    /// These witnesses saw the peer alive a moment ago.
+    pub fn seen_by(&self, witnesses: &[String]) {
+        let mut record = self.record();
+        let now = jiff::Timestamp::now();
+        record["witnesses"] = witnesses.iter().map(|url| (url.trim_end_matches('/'), json!(now))).collect();
+        let mut state = self.state.lock().unwrap();
+        state.objects.get_mut(&path("configmaps/demo-dr")).unwrap()["data"]["state.json"] = record.to_string().into();
+    }
+
     /// Patroni's configuration.
     pub fn config(&self) -> String {
         let state = self.state.lock().unwrap();
@@ -175,6 +184,9 @@ fn objects(standby: &Postgres) -> BTreeMap<String, Value> {
 impl State {
     fn answer(&mut self, request: &Request, patroni: &Postgres) -> (u16, String) {
         let at = request.path.split('?').next().unwrap();
+        if request.method == "POST" && at.ends_with("/events") {
+            return (201, request.json().to_string());
+        }
         if !self.objects.contains_key(at) {
             return status(404);
         }
@@ -221,7 +233,12 @@ impl State {
             object["data"][key] = value.clone();
         }
         for (key, value) in patch["metadata"]["annotations"].as_object().into_iter().flatten() {
-            object["metadata"]["annotations"][key] = value.clone();
+            let annotations = object["metadata"]["annotations"].as_object_mut().unwrap();
+            if value.is_null() {
+                annotations.remove(key)
+            } else {
+                annotations.insert(key.clone(), value.clone())
+            };
         }
         self.raise(at, "resourceVersion");
         true

@@ -33,6 +33,7 @@ fn command(site: &Site, witnesses: &[String]) -> Command {
 
 /// Whether each witness lets the promotion pass.
 fn asked(site: &Site, witnesses: &[String]) -> Vec<bool> {
+    site.seen_by(witnesses);
     let ended = Ended::of(&mut command(site, witnesses));
     ended.assert_hides(TOKEN);
     let outcome = ended.outcome();
@@ -81,11 +82,25 @@ fn witness_passes_only_where_it_answers_now_and_is_blind_itself() {
     let (closed, closing) = (ClosedPort::new(), Peer::closing());
     let urls: Vec<String> = refused.iter().map(|witness| witness.url("/")).collect();
     let others = [closed.address, closing.address].map(|address| format!("http://{address}"));
-    let all: Vec<String> = [&urls[..], &others, &["not a url".to_owned(), blind.url("/")]].concat();
+    let all: Vec<String> = [&urls[..], &others, &[blind.url("/")]].concat();
     let mut wanted = vec![false; all.len() - 1];
     wanted.push(true);
     assert_eq!(asked(&site, &all), wanted);
     assert_eq!(site.writes(), 0, "a dry run writes nothing");
+    for (witness, said) in [("not a url", "must be an address"), ("http://me:hunter2@w:1", "LIFEBOAT_WITNESS_TOKEN")] {
+        let ended = Ended::of(&mut command(&site, &[witness.to_owned()]));
+        assert!(ended.assert_code(2).outcome()["reason"].as_str().unwrap().contains(said), "{}", ended.stdout);
+        ended.assert_hides("hunter2");
+    }
+}
+
+#[test]
+fn witness_that_never_saw_the_peer_refuses_though_it_is_blind() {
+    let site = Site::start();
+    let blind = saying(200, facts("unreachable", jiff::Timestamp::now()).to_string());
+    let outcome = Ended::of(&mut command(&site, &[blind.url("")])).assert_code(3).outcome();
+    let witness = outcome["evidence"].as_array().unwrap().iter().find(|guard| guard["guard"] == "witness").unwrap();
+    assert!(witness["found"].as_str().unwrap().contains("never saw the peer"), "{witness}");
 }
 
 #[test]

@@ -12,15 +12,14 @@ use crate::{
     kubernetes::Cluster,
     outcome::{Refused, Report},
     patroni::ClusterConfig,
-    postgres::SystemId,
     site::Phase,
 };
 
 /// What decides how a cluster is born.
 #[derive(Debug, Clone, Default)]
 struct Facts {
-    /// The system identifier of a cluster that exists already.
-    initialize: Option<SystemId>,
+    /// Patroni's records of a cluster that exists already.
+    config: ClusterConfig,
     phase: Option<Phase>,
     /// The data directory holds a database.
     has_data: bool,
@@ -64,7 +63,7 @@ impl Follow {
             None => ClusterConfig::default(),
         };
         let phase = cluster.find_site_record(&self.scope).await?.map(|(record, _)| record.phase);
-        Ok(Facts { initialize: config.initialize, phase, has_data: self.has_data()? })
+        Ok(Facts { config, phase, has_data: self.has_data()? })
     }
 
     /// `pg_basebackup` copies `global/pg_control` last, so an interrupted copy has none and counts as no database.
@@ -75,10 +74,10 @@ impl Follow {
     }
 
     fn decide_birth(&self, facts: &Facts) -> Birth {
-        if let Some(id) = facts.initialize {
+        if let Some(id) = facts.config.initialize {
             return Birth::AsItIs(format!("the cluster exists (system id {id}): Patroni's own records rule"));
         }
-        if !self.is_standby(facts.phase) {
+        if !self.is_standby(facts.phase, &facts.config) {
             let why = if facts.phase.is_some_and(|phase| matches!(phase, Phase::Promoted | Phase::Promoting)) {
                 "was promoted and stays the primary"
             } else {
@@ -146,6 +145,7 @@ impl Follow {
 #[cfg(test)]
 mod tests {
     use super::{super::Role, *};
+    use crate::postgres::SystemId;
 
     fn follow(role: Role) -> Follow {
         Follow {
@@ -168,10 +168,10 @@ mod tests {
     #[test]
     fn birth_follows_the_records_before_the_flag() {
         let none = Facts::default();
-        let id = Some(SystemId(7));
+        let config = ClusterConfig { initialize: Some(SystemId(7)), ..ClusterConfig::default() };
         let data = Facts { has_data: true, ..none.clone() };
         let promoted = Facts { phase: Some(Phase::Promoted), has_data: true, ..none.clone() };
-        let exists = Facts { initialize: id, has_data: true, ..none.clone() };
+        let exists = Facts { config, has_data: true, ..none.clone() };
         let decide = |role, facts: &Facts| follow(role).decide_birth(facts);
         assert_eq!(decide(Role::Standby, &none), Birth::Standby);
         assert!(matches!(decide(Role::Active, &none), Birth::AsItIs(_)));
@@ -179,6 +179,8 @@ mod tests {
         assert!(matches!(decide(Role::Active, &data), Birth::AsItIs(_)));
         assert!(matches!(decide(Role::Standby, &promoted), Birth::AsItIs(_)), "a promoted site stays the primary");
         assert!(matches!(decide(Role::Standby, &exists), Birth::AsItIs(_)));
+        let decided = Facts { phase: Some(Phase::Promoting), ..none.clone() };
+        assert_eq!(decide(Role::Standby, &decided), Birth::Standby, "a promotion that is only decided made no primary");
         let following = Facts { phase: Some(Phase::Following), ..none };
         assert_eq!(decide(Role::Active, &following), Birth::Standby);
     }

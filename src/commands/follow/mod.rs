@@ -15,7 +15,7 @@ use crate::{
     cli::{Session, misconfigured},
     flags, intercom,
     outcome::Report,
-    patroni::Scope,
+    patroni::{ClusterConfig, Scope},
     site::Phase,
 };
 
@@ -90,10 +90,12 @@ impl Follow {
         if self.bootstrap_file.is_some() { self.prepare_birth(session).await } else { self.mend_running(session).await }
     }
 
-    /// The record rules over the flag: neither an upgrade nor a reinstall makes a promoted site a standby again.
-    fn is_standby(&self, phase: Option<Phase>) -> bool {
+    /// The record rules over the flag: neither an upgrade nor a reinstall makes a promoted site a standby again. A promotion that is
+    /// only decided made no primary yet.
+    fn is_standby(&self, phase: Option<Phase>, config: &ClusterConfig) -> bool {
         match phase {
-            Some(Phase::Promoted | Phase::Promoting) => false,
+            Some(Phase::Promoted) => false,
+            Some(Phase::Promoting) => config.text.is_none() || config.standby_cluster.is_some(),
             Some(Phase::Following) => true,
             _ => self.role == Role::Standby,
         }

@@ -23,6 +23,9 @@ use crate::{
 const POLL: Duration = Duration::from_secs(1);
 const ROUNDS: u32 = 8;
 
+/// One round may have read the configuration before it was changed, the next one applies it, and the third one tells of the result.
+const ROUNDS_UNTIL_TOLD: u32 = 3;
+
 /// What is to be written, and what of it changed.
 #[derive(Debug, PartialEq, Eq)]
 struct Mending {
@@ -40,7 +43,7 @@ impl Follow {
                 return Ok(not_born_yet(&self.scope.0, self.wait));
             };
             let phase = cluster.find_site_record(&self.scope).await?.map(|(record, _)| record.phase);
-            let standby = self.is_standby(phase);
+            let standby = self.is_standby(phase, &config);
             if standby && config.standby_cluster.is_none() && !config.sed_leftover {
                 return Err(anyhow!(
                     "this site has role standby, but its cluster leads: it has no standby_cluster. Making it a standby again would \
@@ -65,6 +68,9 @@ impl Follow {
                     result => result?,
                 };
                 info!("changed {}", mending.changes.join(", "));
+                if config.standby_cluster.is_some() {
+                    self.wait_for_rounds(cluster, ROUNDS_UNTIL_TOLD, deadline).await?;
+                }
             }
             let state = self.wait_until_it_works(cluster, config.standby_cluster.is_some(), deadline).await?;
             return Ok(done(phase, &state, &mending.changes));
@@ -116,6 +122,29 @@ impl Follow {
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Waits until Patroni's leader has gone through this many rounds, each of which renews its lease: what its member said before may
+    /// be of the place where it streamed from before.
+    async fn wait_for_rounds(&self, cluster: &Cluster, rounds: u32, deadline: Instant) -> anyhow::Result<()> {
+        let stamp = async || {
+            anyhow::Ok(LeaderRecord::read(&cluster.configmap(&self.scope.leader()).await?).map(|read| read.renew_time))
+        };
+        let (mut last, mut seen) = (stamp().await?, 0);
+        while seen < rounds {
+            if Instant::now() > deadline {
+                return Err(anyhow!(
+                    "the configuration is changed, but Patroni's leader did not come round {rounds} times since; is it alive?"
+                )
+                .context(Unverified));
+            }
+            tokio::time::sleep(POLL).await;
+            let now = stamp().await?;
+            if now != last {
+                (last, seen) = (now, seen + 1);
+            }
+        }
+        Ok(())
     }
 
     async fn works(&self, cluster: &Cluster, standby: bool) -> anyhow::Result<String> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::guards::{Guard, GuardFacts, guards};
+use super::guards::{Guard, GuardFacts, SecondPath, WitnessFacts, guards};
 use crate::{
     alerts::Alert,
     flags::{Size, human},
@@ -13,6 +13,10 @@ use crate::{
     probe::{ProbeFacts, Verdict},
     site::{LastGood, Phase, Promotion, SiteRecord},
 };
+use clap::ValueEnum;
+
+/// How the record calls a person's decision.
+const CONFIRMED: &str = "confirmed";
 
 /// Who may decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -42,21 +46,35 @@ pub struct Policy {
     pub receiver_silence: Duration,
     /// Time after a promotion in which there is no other.
     pub cooldown: Duration,
-    /// Alerts of one kind repeat after this time.
-    pub alert_repeat: Duration,
     /// Two sites alone may decide.
     pub accept_split_brain: bool,
-    /// A person's decision, without a probe.
-    pub confirm: Option<Confirm>,
 }
 
-/// A person's decision.
+impl Policy {
+    /// What was seen longer ago than five runs says nothing about now.
+    #[must_use]
+    pub fn memory(&self) -> SignedDuration {
+        SignedDuration::try_from(self.period * 5).unwrap_or(SignedDuration::MAX)
+    }
+}
+
+/// A person's decision, without a probe.
 #[derive(Debug, Clone)]
 pub struct Confirm {
     /// Guards that are set aside.
     pub overrides: Vec<Guard>,
     /// Why, in the person's words.
     pub reason: String,
+}
+
+impl Confirm {
+    /// What the record says of a person's decision whose run was killed: any run finishes it as it was meant.
+    #[must_use]
+    pub fn unfinished(record: &SiteRecord) -> Option<Self> {
+        let promotion = record.promotion.as_ref().filter(|promotion| promotion.by == CONFIRMED)?;
+        let overrides = promotion.overrides.iter().filter_map(|name| Guard::from_str(name, false).ok()).collect();
+        (record.phase == Phase::Promoting).then(|| Self { overrides, reason: promotion.reason.clone() })
+    }
 }
 
 /// Everything that was observed.
@@ -66,6 +84,8 @@ pub struct Facts {
     pub now: Timestamp,
     /// The site's record.
     pub record: SiteRecord,
+    /// A person's decision: of this run, or of an earlier one that did not come to its end.
+    pub confirm: Option<Confirm>,
     /// The peer's probe, or why it can't be used.
     pub probe: Result<ProbeFacts, String>,
     /// Patroni's dynamic configuration.
@@ -100,7 +120,9 @@ pub struct Decision {
     pub evidence: Vec<Evidence>,
     /// The record to write.
     pub record: SiteRecord,
-    /// What a person must know of; already reduced to what wasn't told lately.
+    /// The annotation `lifeboat/approve` is not for what happens now, and must go.
+    pub forget_approval: bool,
+    /// What a person must know of.
     pub alert: Option<Alert>,
 }
 
@@ -141,6 +163,13 @@ fn span(record: &SiteRecord) -> Duration {
     ends.and_then(|(first, last)| Duration::try_from(last.duration_since(first)).ok()).unwrap_or_default()
 }
 
+/// An operator's word counts in the outage in which it was given: not in advance, and not in the next one.
+fn same_outage(before: &SiteRecord, after: &SiteRecord) -> bool {
+    let lasts =
+        |record: &SiteRecord| matches!(record.phase, Phase::Suspect | Phase::AwaitingApproval | Phase::Promoting);
+    lasts(before) && lasts(after) && before.first_failure == after.first_failure
+}
+
 /// Decides.
 #[must_use]
 pub fn decide(facts: &Facts, policy: &Policy) -> Decision {
@@ -151,16 +180,25 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Decision {
         Decision::new(Plan::Nothing, reason, &facts.record)
     } else if facts.config.standby_cluster.is_none() {
         already_leads(facts)
-    } else if policy.confirm.is_some() {
-        ask_guards(facts, policy, facts.record.clone())
+    } else if facts.confirm.is_some() {
+        let mut record = facts.record.clone();
+        remember_lease(facts, &mut record);
+        ask_guards(facts, policy, record)
     } else {
         match &facts.probe {
             Err(why) => Decision::new(Plan::Refuse, format!("the probe's facts can't be used: {why}"), &facts.record)
-                .alert_if(blind_for_long(facts, policy), |reason| Alert::warning("ProbeBlind", reason)),
+                .alert_if(blind_for_long(&facts.record, facts.now, policy), |reason| {
+                    Alert::warning("ProbeBlind", reason)
+                }),
             Ok(probe) => watch(facts, probe, policy),
         }
     };
-    decision.quiet(facts.now, policy.alert_repeat);
+    if let Some(word) = &facts.guard.approval
+        && !same_outage(&facts.record, &decision.record)
+    {
+        decision.record.note(facts.now, format!("approval {word:?} removed: it is not for an outage that lasts"));
+        decision.forget_approval = true;
+    }
     decision
 }
 
@@ -182,6 +220,8 @@ fn already_leads(facts: &Facts) -> Decision {
             lsn: None,
             to_timeline: facts.guard.local.as_ref().ok().and_then(|local| local.timeline),
             verified: None,
+            overrides: Vec::new(),
+            announced: None,
         });
         record.epoch += 1;
         record.phase = Phase::Promoted;
@@ -198,7 +238,9 @@ fn already_leads(facts: &Facts) -> Decision {
         return Decision::new(Plan::Refuse, reason, &record)
             .alert_if(true, |reason| Alert::warning("SplitBrain", reason));
     }
+    let untold = record.promotion.as_ref().is_some_and(|done| done.verified.is_some() && done.announced.is_none());
     Decision::new(Plan::Nothing, format!("this site leads already (epoch {})", record.epoch), &record)
+        .alert_if(untold, |reason| Alert::warning("Promoted", reason))
 }
 
 /// The ordinary run: what the probe says, and what follows from it.
@@ -213,16 +255,21 @@ fn watch(facts: &Facts, probe: &ProbeFacts, policy: &Policy) -> Decision {
             }
             if matches!(was, Phase::Suspect | Phase::AwaitingApproval | Phase::Promoting) {
                 record.note(facts.now, format!("the peer answers again: {verdict}"));
-                record.phase = Phase::Watching;
+                record.call_off(Phase::Watching);
             }
+            remember_sightings(facts, &mut record);
             let decision = Decision::new(Plan::Nothing, format!("the peer is alive: {}", probe.reason), &record);
-            if blind_for_long(&Facts { record, ..facts.clone() }, policy) {
+            if blind_for_long(&record, facts.now, policy) {
                 return decision.alert_if(true, |reason| Alert::warning("ProbeBlind", unlearned(reason)));
+            }
+            if let Some(blind) = blind_third_party(facts, &record, policy) {
+                return decision.alert_if(true, |_| Alert::warning("WitnessBlind", blind));
             }
             let told = facts.record.last_alert.as_ref().is_some_and(|alert| alert.kind != "PeerBack");
             decision.alert_if(told && was != Phase::Watching, |_| Alert::normal("PeerBack", "the peer answers again"))
         }
         Verdict::Unreachable => {
+            remember_lease(facts, &mut record);
             if record.phase == Phase::Watching {
                 record.note(facts.now, format!("the peer is unreachable: {}", probe.reason));
                 record.phase = Phase::Suspect;
@@ -241,10 +288,12 @@ fn watch(facts: &Facts, probe: &ProbeFacts, policy: &Policy) -> Decision {
         }
         Verdict::Misconfigured => {
             Decision::new(Plan::Mend, format!("the probe is misconfigured: {}", probe.reason), &record)
-                .alert_if(blind_for_long(facts, policy), |reason| Alert::warning("ProbeBlind", reason))
+                .alert_if(blind_for_long(&facts.record, facts.now, policy), |reason| {
+                    Alert::warning("ProbeBlind", reason)
+                })
         }
         _ => Decision::new(Plan::Nothing, format!("the probe learned nothing: {}", probe.reason), &record)
-            .alert_if(blind_for_long(facts, policy), |reason| Alert::warning("ProbeBlind", reason)),
+            .alert_if(blind_for_long(&facts.record, facts.now, policy), |reason| Alert::warning("ProbeBlind", reason)),
     }
 }
 
@@ -256,24 +305,24 @@ fn ask_guards(facts: &Facts, policy: &Policy, mut record: SiteRecord) -> Decisio
     if !stopped.is_empty() {
         // What an operator or a promotion wrote (held, promoted, following) is not ours to forget.
         if matches!(record.phase, Phase::AwaitingApproval | Phase::Promoting) {
-            record.phase = Phase::Suspect;
+            record.call_off(Phase::Suspect);
         }
         let reason = format!("promotion refused by {}: {}", stopped.join(", "), first_finding(&evidence));
         return Decision::new(Plan::Refuse, reason, &record)
             .with_evidence(evidence)
             .alert_if(true, |reason| Alert::warning("PromotionRefused", reason));
     }
-    // A decision that was written but not finished keeps its epoch.
-    let epoch = if record.phase == Phase::Promoting { record.epoch } else { record.epoch + 1 };
-    let approved = facts.guard.approval.as_deref().map(str::trim) == Some(epoch.to_string().as_str());
-    let by = match (&policy.confirm, policy.mode) {
-        (Some(_), _) => "confirmed",
+    let epoch = record.next_epoch();
+    let approved = same_outage(&facts.record, &record)
+        && facts.guard.approval.as_deref().map(str::trim) == Some(epoch.to_string().as_str());
+    let by = match (&facts.confirm, policy.mode) {
+        (Some(_), _) => CONFIRMED,
         (None, Mode::Auto) => "auto",
         (None, Mode::Approve) if approved => "approved",
         (None, Mode::Approve) => {
             if record.phase != Phase::AwaitingApproval {
                 record.note(facts.now, format!("every guard passes; promotion to epoch {epoch} awaits approval"));
-                record.phase = Phase::AwaitingApproval;
+                record.call_off(Phase::AwaitingApproval);
             }
             let reason = format!(
                 "the peer is gone and every guard passes; to promote, set the annotation lifeboat/approve: \"{epoch}\" on the site's state ConfigMap"
@@ -283,32 +332,40 @@ fn ask_guards(facts: &Facts, policy: &Policy, mut record: SiteRecord) -> Decisio
                 .alert_if(true, |reason| Alert::warning("AwaitingApproval", reason));
         }
         (None, Mode::Off) => {
+            if matches!(record.phase, Phase::AwaitingApproval | Phase::Promoting) {
+                record.call_off(Phase::Suspect);
+            }
             let reason = "every guard passes, but the mode is off: would promote";
             return Decision::new(Plan::Nothing, reason, &record)
                 .with_evidence(evidence)
                 .alert_if(true, |reason| Alert::warning("PeerUnreachable", reason));
         }
     };
-    let reason = promotion_reason(policy, &record);
-    if record.phase != Phase::Promoting {
-        record.note(facts.now, format!("promotion to epoch {epoch} decided ({by}): {reason}"));
-        let local = facts.guard.local.as_ref().ok();
-        record.promotion = Some(Promotion {
-            decided: facts.now,
-            by: by.to_owned(),
-            reason: reason.clone(),
-            from_timeline: local.and_then(|local| local.timeline),
-            lsn: local.and_then(|local| local.lsn),
-            to_timeline: None,
-            verified: None,
-        });
+    if record.phase == Phase::Promoting {
+        let reason = record.promotion.as_ref().map(|promotion| promotion.reason.clone()).unwrap_or_default();
+        return Decision::new(Plan::Promote, reason, &record).with_evidence(evidence);
     }
+    let reason = promotion_reason(facts, &record);
+    record.note(facts.now, format!("promotion to epoch {epoch} decided ({by}): {reason}"));
+    let local = facts.guard.local.as_ref().ok();
+    let overrides = facts.confirm.iter().flat_map(|confirm| &confirm.overrides);
+    record.promotion = Some(Promotion {
+        decided: facts.now,
+        by: by.to_owned(),
+        reason: reason.clone(),
+        from_timeline: local.and_then(|local| local.timeline),
+        lsn: local.and_then(|local| local.lsn),
+        to_timeline: None,
+        verified: None,
+        overrides: overrides.map(|guard| guard.name().to_owned()).collect(),
+        announced: None,
+    });
     (record.epoch, record.phase) = (epoch, Phase::Promoting);
     Decision::new(Plan::Promote, reason, &record).with_evidence(evidence)
 }
 
-fn promotion_reason(policy: &Policy, record: &SiteRecord) -> String {
-    match &policy.confirm {
+fn promotion_reason(facts: &Facts, record: &SiteRecord) -> String {
+    match &facts.confirm {
         Some(Confirm { overrides, reason }) if overrides.is_empty() => format!("confirmed by a person: {reason}"),
         Some(Confirm { overrides, reason }) => {
             let names: Vec<&str> = overrides.iter().map(|guard| guard.name()).collect();
@@ -316,6 +373,40 @@ fn promotion_reason(policy: &Policy, record: &SiteRecord) -> String {
         }
         None => format!("the peer was unreachable {} times over {}", record.failures, human(span(record))),
     }
+}
+
+/// Keeps which witnesses see the living peer; those that are asked no more are forgotten.
+fn remember_sightings(facts: &Facts, record: &mut SiteRecord) {
+    remember_lease(facts, record);
+    let asked = &facts.guard.witnesses;
+    record.witnesses.retain(|url, _| asked.iter().any(|witness| witness.url == *url));
+    for witness in asked.iter().filter(|witness| witness.said.as_ref().is_ok_and(|verdict| verdict.is_alive())) {
+        record.witnesses.insert(witness.url.clone(), facts.now);
+    }
+}
+
+/// Keeps the peer's lease, so that the next run knows since when it has not been renewed.
+fn remember_lease(facts: &Facts, record: &mut SiteRecord) {
+    match &facts.guard.second_path {
+        Some(SecondPath { lease: Ok(lease), .. }) => record.peer_lease = Some(lease.clone()),
+        Some(SecondPath { lease: Err(_), .. }) => {}
+        None => record.peer_lease = None,
+    }
+}
+
+/// A witness or a second path that does not see the living peer is told while it lives: on the day of an outage it would refuse.
+fn blind_third_party(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Option<String> {
+    let old = |seen: Option<Timestamp>| seen.is_none_or(|seen| facts.now.duration_since(seen) > policy.memory());
+    let witness = facts.guard.witnesses.iter().find(|witness| old(record.witnesses.get(&witness.url).copied()));
+    let path = facts.guard.second_path.as_ref().filter(|_| old(record.peer_lease.as_ref().map(|lease| lease.since)));
+    let (who, says) = match (witness, path) {
+        (Some(WitnessFacts { url, said: Ok(verdict) }), _) => (format!("witness {url}"), verdict.to_string()),
+        (Some(WitnessFacts { url, said: Err(why) }), _) => (format!("witness {url}"), format!("no answer: {why}")),
+        (None, Some(SecondPath { context, lease: Err(why), .. })) => (format!("context {context}"), why.clone()),
+        (None, Some(SecondPath { context, .. })) => (format!("context {context}"), "no leader renews its lease".into()),
+        (None, None) => return None,
+    };
+    Some(format!("the peer is alive, but {who} does not see it ({says}): promotion would be refused"))
 }
 
 /// The peer's facts beside our own position, if the probe learned them from a peer that leads.
@@ -340,9 +431,8 @@ fn unlearned(reason: &str) -> String {
 }
 
 /// A probe that learns nothing for five periods must be told: the site is unwatched.
-fn blind_for_long(facts: &Facts, policy: &Policy) -> bool {
-    let limit = SignedDuration::try_from(policy.period * 5).unwrap_or(SignedDuration::MAX);
-    facts.record.last_good.as_ref().is_none_or(|good| facts.now.duration_since(good.time) > limit)
+fn blind_for_long(record: &SiteRecord, now: Timestamp, policy: &Policy) -> bool {
+    record.last_good.as_ref().is_none_or(|good| now.duration_since(good.time) > policy.memory())
 }
 
 fn first_finding(evidence: &[Evidence]) -> String {
@@ -352,7 +442,14 @@ fn first_finding(evidence: &[Evidence]) -> String {
 
 impl Decision {
     fn new(plan: Plan, reason: impl Into<String>, record: &SiteRecord) -> Self {
-        Self { plan, reason: reason.into(), evidence: Vec::new(), record: record.clone(), alert: None }
+        Self {
+            plan,
+            reason: reason.into(),
+            evidence: Vec::new(),
+            record: record.clone(),
+            forget_approval: false,
+            alert: None,
+        }
     }
 
     fn with_evidence(mut self, evidence: Vec<Evidence>) -> Self {
@@ -363,17 +460,5 @@ impl Decision {
     fn alert_if(mut self, condition: bool, alert: impl FnOnce(&str) -> Alert) -> Self {
         self.alert = condition.then(|| alert(&self.reason));
         self
-    }
-
-    /// Alerts go out when their kind changes, then again after `repeat`.
-    fn quiet(&mut self, now: Timestamp, repeat: Duration) {
-        let repeat = SignedDuration::try_from(repeat).unwrap_or(SignedDuration::MAX);
-        let Some(alert) = &self.alert else { return };
-        let lately = |last: &crate::site::LastAlert| last.kind == alert.kind && now.duration_since(last.time) < repeat;
-        if self.record.last_alert.as_ref().is_some_and(lately) {
-            self.alert = None;
-        } else {
-            self.record.last_alert = Some(crate::site::LastAlert { kind: alert.kind.clone(), time: now });
-        }
     }
 }

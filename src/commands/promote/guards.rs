@@ -11,7 +11,7 @@ use crate::{
     patroni::MemberRole,
     postgres::{Lsn, SystemId, Timeline},
     probe::Verdict,
-    site::SiteRecord,
+    site::{PeerLease, SiteRecord},
 };
 
 /// The guards' names. `--override` takes those that can be set aside: a person's decision asks for no probe anyway, and where no
@@ -149,13 +149,13 @@ pub struct WitnessFacts {
 
 /// What the peer's own API server shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SecondPath {
-    /// A leader renews its lease there.
-    Leads(String),
-    /// Nobody leads there.
-    NoLeader(String),
-    /// It could not be asked.
-    Unknown(String),
+pub struct SecondPath {
+    /// The context that leads there.
+    pub context: String,
+    /// The leader's lease with the time since when it has been so, over all runs; or why it could not be read.
+    pub lease: Result<PeerLease, String>,
+    /// The lease's time to live: a leader renews it more often than that.
+    pub ttl: Duration,
 }
 
 /// Everything that the guards ask for.
@@ -183,7 +183,7 @@ pub struct GuardFacts {
 #[must_use]
 pub fn guards(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Vec<Evidence> {
     let mut all = Vec::new();
-    if policy.confirm.is_none() {
+    if facts.confirm.is_none() {
         all.push(peer(facts));
         all.push(failures(record, policy));
     }
@@ -191,13 +191,13 @@ pub fn guards(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Vec<Eviden
         standby(facts),
         leader(&facts.guard),
         wal_receiver(&facts.guard, policy),
-        lag(record, policy),
+        lag(facts, record, policy),
         system_id(facts, record),
         timeline(&facts.guard, record),
     ]);
-    all.extend(facts.guard.witnesses.iter().map(witness));
-    all.extend(facts.guard.second_path.as_ref().map(second_path));
-    if policy.confirm.is_none() && policy.mode == Mode::Auto {
+    all.extend(facts.guard.witnesses.iter().map(|said| witness(said, facts, record, policy)));
+    all.extend(facts.guard.second_path.as_ref().map(|path| second_path(path, facts.now)));
+    if facts.confirm.is_none() && policy.mode == Mode::Auto {
         all.push(third_party(&facts.guard, policy));
     }
     all.extend([
@@ -207,7 +207,7 @@ pub fn guards(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Vec<Eviden
         paused(facts),
         consistent(record),
     ]);
-    if let Some(confirm) = &policy.confirm {
+    if let Some(confirm) = &facts.confirm {
         for evidence in all.iter_mut().filter(|evidence| !evidence.passed) {
             if confirm.overrides.iter().any(|guard| guard.name() == evidence.guard && *guard != Guard::Standby) {
                 evidence.passed = true;
@@ -287,13 +287,18 @@ fn wal_receiver(facts: &GuardFacts, policy: &Policy) -> Evidence {
     evidence(Guard::WalReceiver, passed, found, required)
 }
 
-fn lag(record: &SiteRecord, policy: &Policy) -> Evidence {
+/// A sight of the living peer, by the probe or by a witness, vouches for the outage only if it is from right before it. A person
+/// who decides without an outage decides now.
+fn right_before(time: Timestamp, facts: &Facts, record: &SiteRecord, policy: &Policy) -> bool {
+    record.first_failure.unwrap_or(facts.now).duration_since(time) <= policy.memory()
+}
+
+fn lag(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Evidence {
     let required = format!("at most {}, seen no longer than five periods before the first failure", policy.max_lag);
     let Some(good) = &record.last_good else {
         return evidence(Guard::Lag, false, "unknown: no good probe yet", required);
     };
-    let limit = SignedDuration::try_from(policy.period * 5).unwrap_or(SignedDuration::MAX);
-    let current = record.first_failure.is_none_or(|first| first.duration_since(good.time) <= limit);
+    let current = right_before(good.time, facts, record, policy);
     match good.lag() {
         Some(lag) => {
             let found = format!("{} at {:.0}", Size(lag), good.time);
@@ -327,22 +332,37 @@ fn timeline(facts: &GuardFacts, record: &SiteRecord) -> Evidence {
     }
 }
 
-fn witness(witness: &WitnessFacts) -> Evidence {
-    let required = "it answers, and can't reach the peer either";
-    match &witness.said {
-        Ok(verdict) => {
-            evidence(Guard::Witness, *verdict == Verdict::Unreachable, format!("{}: {verdict}", witness.url), required)
+/// A witness that never saw the peer, or long ago, may look at the wrong place: its blindness says nothing.
+fn witness(witness: &WitnessFacts, facts: &Facts, record: &SiteRecord, policy: &Policy) -> Evidence {
+    let required =
+        "it answers, can't reach the peer either, and saw it no longer than five periods before the first failure";
+    let url = &witness.url;
+    let (passed, found) = match (&witness.said, record.witnesses.get(url)) {
+        (Err(why), _) => (false, format!("{url}: no answer: {why}")),
+        (Ok(verdict), _) if *verdict != Verdict::Unreachable => (false, format!("{url}: {verdict}")),
+        (Ok(verdict), None) => (false, format!("{url}: {verdict}, but it never saw the peer alive")),
+        (Ok(verdict), Some(seen)) => {
+            (right_before(*seen, facts, record, policy), format!("{url}: {verdict}, saw it alive at {seen:.0}"))
         }
-        Err(why) => evidence(Guard::Witness, false, format!("{}: no answer: {why}", witness.url), required),
-    }
+    };
+    evidence(Guard::Witness, passed, found, required)
 }
 
-fn second_path(path: &SecondPath) -> Evidence {
-    let required = "the peer's API server answers and shows no leader";
-    let (passed, found) = match path {
-        SecondPath::NoLeader(what) => (true, what.clone()),
-        SecondPath::Leads(what) => (false, what.clone()),
-        SecondPath::Unknown(why) => (false, format!("no answer: {why}")),
+/// Neither clock is compared with the other: the lease is dead when it was not renewed for its time to live while we watched.
+fn second_path(path: &SecondPath, now: Timestamp) -> Evidence {
+    let required =
+        format!("the peer's API server answers, and its leader's lease is not renewed for {}", human(path.ttl));
+    let context = &path.context;
+    let (passed, found) = match &path.lease {
+        Err(why) => (false, format!("context {context}: no answer: {why}")),
+        Ok(lease) => {
+            let watched = Duration::try_from(now.duration_since(lease.since)).unwrap_or_default();
+            let what = lease.leader.as_deref().map_or_else(
+                || "nobody holds the lease".to_owned(),
+                |leader| format!("{leader} has not renewed its lease"),
+            );
+            (watched >= path.ttl, format!("context {context}: {what} for {}", human(watched)))
+        }
     };
     evidence(Guard::SecondPath, passed, found, required)
 }

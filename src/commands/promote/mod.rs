@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use crate::{
     alerts::Alert,
-    cli::{Session, misconfigured},
+    cli::{Session, failure, misconfigured},
     flags::{self, Size},
     kill_point::kill_point,
     kubernetes::{Cluster, Conflict, Snapshot},
@@ -138,20 +138,27 @@ pub struct Promote {
 }
 
 impl Promote {
-    /// Observes, decides, acts, verifies; from the start again where somebody else wrote in between.
+    /// Observes, decides, acts, verifies, and tells people.
     pub async fn run(self, session: &Session) -> anyhow::Result<Report> {
         let policy = self.policy()?;
-        let cluster = session.cluster().await?;
+        let result = self.decide_and_act(session, session.cluster().await?, &policy).await;
+        let mut report = result.unwrap_or_else(|error| failure("promote", error));
+        session.tell("promote", &mut report, &self.scope, self.alert_repeat).await;
+        Ok(report)
+    }
+
+    /// From the start again where somebody else wrote in between.
+    async fn decide_and_act(&self, session: &Session, cluster: &Cluster, policy: &Policy) -> anyhow::Result<Report> {
         let mut lease = None;
         for round in 1..=ROUNDS {
-            let observed = self.observe(cluster, &policy, lease).await?;
+            let observed = self.observe(cluster, policy, lease).await?;
             lease = Some(observed.facts.guard.lease);
-            let decision = decide(&observed.facts, &policy);
+            let decision = decide(&observed.facts, policy);
             info!(plan = ?decision.plan, "{}", decision.reason);
             if session.dry_run {
                 return Ok(report(&decision, &observed));
             }
-            match self.act(cluster, &policy, observed, decision).await {
+            match self.act(cluster, policy, observed, decision).await {
                 Err(error) if error.downcast_ref::<Conflict>().is_some() => {
                     info!(round, "{error}; observing again");
                     tokio::time::sleep(Duration::from_millis(100) * round).await;
@@ -170,9 +177,9 @@ impl Promote {
                  (or --accept-split-brain, in so many words)"
             )));
         }
-        let confirm = self
-            .confirm
-            .then(|| Confirm { overrides: self.overrides.clone(), reason: self.reason.clone().unwrap_or_default() });
+        for url in &self.witness {
+            misconfigured(check_witness(url))?;
+        }
         Ok(Policy {
             mode: self.mode,
             failures: self.failures,
@@ -181,10 +188,15 @@ impl Promote {
             max_lag: self.max_lag,
             receiver_silence: self.receiver_silence,
             cooldown: self.cooldown,
-            alert_repeat: self.alert_repeat,
             accept_split_brain: self.accept_split_brain,
-            confirm,
         })
+    }
+
+    /// A person's decision by this run's flags.
+    fn confirmed(&self) -> Option<Confirm> {
+        let decision =
+            || Confirm { overrides: self.overrides.clone(), reason: self.reason.clone().unwrap_or_default() };
+        self.confirm.then(decision)
     }
 
     /// Writes the decision down, then does what it says.
@@ -197,13 +209,12 @@ impl Promote {
     ) -> anyhow::Result<Report> {
         kill_point("decided");
         if decision.record != observed.facts.record {
-            self.write_record(cluster, &observed, &decision.record).await?;
+            let forgotten: &[&str] = if decision.forget_approval { &[APPROVE] } else { &[] };
+            self.write_record(cluster, &observed, &decision.record, forgotten).await?;
         }
         kill_point("recorded");
         match decision.plan {
-            Plan::Nothing | Plan::Refuse | Plan::Mend => {
-                Ok(self.with_alert_target(cluster, report(&decision, &observed)).await)
-            }
+            Plan::Nothing | Plan::Refuse | Plan::Mend => Ok(report(&decision, &observed)),
             Plan::Verify => self.verify(cluster, false, report(&decision, &observed)).await,
             Plan::Promote => self.promote(cluster, policy, &observed).await,
         }
@@ -229,16 +240,16 @@ impl Promote {
                 let mut record = decision.record.clone();
                 record.note(Timestamp::now(), format!("promotion called off: {}", decision.reason));
                 if record.phase == Phase::Promoting {
-                    record.phase = Phase::Suspect;
+                    record.call_off(Phase::Suspect);
                 }
-                cluster.write_site_record(&self.scope, &record, again.state_map.as_ref()).await?;
-                return Ok(self.with_alert_target(cluster, report(&decision, &again)).await);
+                self.write_record(cluster, &again, &record, &[]).await?;
+                return Ok(report(&decision, &again));
             }
         }
         // Witnesses take seconds to answer, and a hold set meanwhile must count. Writing makes any other run conflict from here on.
         let mut record = again.facts.record.clone();
         record.note(Timestamp::now(), "every guard passed again; removing standby_cluster");
-        self.write_record(cluster, &again, &record).await?;
+        self.write_record(cluster, &again, &record, &[]).await?;
         let config_map = cluster.configmap(&self.scope.config()).await?;
         if ClusterConfig::read(&config_map)? != again.facts.config {
             return Err(Conflict(self.scope.config()).into());
@@ -252,7 +263,13 @@ impl Promote {
 
     /// Writes the record, provided that it and the operator's annotations are still those that were decided on. What else changed
     /// in its ConfigMap is nobody's business here.
-    async fn write_record(&self, cluster: &Cluster, decided: &Observed, record: &SiteRecord) -> anyhow::Result<()> {
+    async fn write_record(
+        &self,
+        cluster: &Cluster,
+        decided: &Observed,
+        record: &SiteRecord,
+        forgotten: &[&str],
+    ) -> anyhow::Result<()> {
         let (now, map) = cluster.site_record(&self.scope, &self.site).await?;
         let words = |map: Option<&Snapshot>| {
             [HOLD, MAINTENANCE, APPROVE].map(|key| map.and_then(|map| map.annotations.get(key).cloned()))
@@ -260,7 +277,7 @@ impl Promote {
         if now != decided.facts.record || words(map.as_ref()) != words(decided.state_map.as_ref()) {
             return Err(Conflict(self.scope.state()).into());
         }
-        cluster.write_site_record(&self.scope, record, map.as_ref()).await.map(drop)
+        cluster.write_site_record(&self.scope, record, map.as_ref(), forgotten).await.map(drop)
     }
 
     /// Waits until the new primary accepts a write, then writes that down. Only this ends the phase `promoting`.
@@ -274,7 +291,7 @@ impl Promote {
                     "standby_cluster is removed, but no local primary accepted a write: {why}; the next run looks again"
                 );
                 report.alerts = vec![Alert::warning("PromotionNotVerified", report.reason.clone())];
-                return Ok(self.with_alert_target(cluster, report).await);
+                return Ok(report);
             }
         };
         kill_point("verified");
@@ -287,7 +304,7 @@ impl Promote {
         report.reason = format!("site {} leads on timeline {timeline} and accepts writes: {why}", self.site);
         report.conclusion = if by_this_run || first { Conclusion::Done } else { Conclusion::NothingToDo };
         report.alerts = if first { vec![Alert::warning("Promoted", report.reason.clone())] } else { Vec::new() };
-        Ok(self.with_alert_target(cluster, report).await)
+        Ok(report)
     }
 
     /// Marks the promotion as verified; false if another run did so first.
@@ -298,22 +315,12 @@ impl Promote {
                 return Ok(false);
             }
             mark_promoted(&mut record, verified, Timestamp::now());
-            match cluster.write_site_record(&self.scope, &record, map.as_ref()).await {
+            match cluster.write_site_record(&self.scope, &record, map.as_ref(), &[APPROVE]).await {
                 Err(error) if error.downcast_ref::<Conflict>().is_some() => {}
                 result => return result.map(|_| true),
             }
         }
         bail!("this site leads, but its record kept changing; the next run writes it")
-    }
-
-    /// Events of promote belong to the site's record.
-    async fn with_alert_target(&self, cluster: &Cluster, mut report: Report) -> Report {
-        if report.alerts.is_empty() {
-            return report;
-        }
-        let target = cluster.find_configmap(&self.scope.state()).await.ok().flatten().map(|map| map.event_target());
-        report.alerts = report.alerts.into_iter().map(|alert| alert.about(target.clone())).collect();
-        report
     }
 }
 
@@ -326,7 +333,18 @@ fn mark_promoted(record: &mut SiteRecord, verified: &Verified, now: Timestamp) {
     }
     record
         .note(now, format!("promoted: {} leads on timeline {} and accepts writes", verified.member, verified.timeline));
-    record.last_alert = Some(crate::site::LastAlert { kind: "Promoted".to_owned(), time: now });
+}
+
+/// The address is shown in evidence and kept in the record, so it may not carry a secret; this error doesn't show it either.
+fn check_witness(url: &str) -> anyhow::Result<()> {
+    let authority = url.split_once("://").map(|(scheme, rest)| (scheme, rest.split('/').next().unwrap_or_default()));
+    match authority {
+        Some((_, place)) if place.contains('@') => {
+            bail!("a --witness carries credentials in its address: set LIFEBOAT_WITNESS_TOKEN instead")
+        }
+        Some(("http" | "https", place)) if !place.is_empty() => Ok(()),
+        _ => bail!("--witness {url:?} must be an address such as http://witness.example:8080"),
+    }
 }
 
 /// A leader that dies on the peer's site while its replica takes over is no reason to promote.
@@ -364,4 +382,19 @@ fn report(decision: &Decision, observed: &Observed) -> Report {
     }
     report.alerts = decision.alert.clone().into_iter().collect();
     report
+}
+
+#[cfg(test)]
+mod flag_tests {
+    use super::check_witness;
+
+    #[test]
+    fn witness_with_credentials_is_refused_and_not_shown() {
+        let error = check_witness("http://me:hunter2@witness:8080").unwrap_err().to_string();
+        assert!(error.contains("LIFEBOAT_WITNESS_TOKEN") && !error.contains("hunter2"), "{error}");
+        for bad in ["witness:8080", "http://", "ftp://witness"] {
+            assert!(check_witness(bad).is_err(), "{bad}");
+        }
+        check_witness("https://witness.example:8443/site").unwrap();
+    }
 }

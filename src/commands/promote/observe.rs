@@ -8,7 +8,7 @@ use tracing::{debug, info};
 
 use super::{
     Promote,
-    decide::{Facts, Policy, enough_failures, tally},
+    decide::{Confirm, Facts, Policy, enough_failures, tally},
     guards::{GuardFacts, Lease, Local, MemberFacts, Receiver, SecondPath, WitnessFacts},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     postgres::{self, Server, simple_row},
     probe::{ProbeFacts, Verdict},
     secret,
-    site::{APPROVE, HOLD, MAINTENANCE},
+    site::{APPROVE, HOLD, MAINTENANCE, PeerLease, SiteRecord},
 };
 
 const POLL: Duration = Duration::from_millis(500);
@@ -52,7 +52,8 @@ impl Promote {
             Err(why) => Err(why.clone()),
         };
         let now = Timestamp::now();
-        let probe = if policy.confirm.is_some() {
+        let confirm = self.confirmed().or_else(|| Confirm::unfinished(&record));
+        let probe = if confirm.is_some() {
             Err("not asked: a person decided".to_owned())
         } else {
             Intercom::new(&self.dir).read_probe(now, self.facts_max_age).map_err(|error| format!("{error:#}"))
@@ -72,15 +73,12 @@ impl Promote {
             maintenance: annotation(MAINTENANCE),
             approval: annotation(APPROVE),
         };
-        let matters = config.standby_cluster.is_some()
-            && match &probe {
-                Ok(facts) => {
-                    facts.verdict == Verdict::Unreachable
-                        && enough_failures(&tally(&record, facts, policy.period), policy)
-                }
-                Err(_) => policy.confirm.is_some(),
-            };
-        if matters {
+        let asked = config.standby_cluster.is_some();
+        let alive = probe.as_ref().is_ok_and(|facts| facts.verdict.is_alive());
+        let unreachable = probe.as_ref().is_ok_and(|facts| facts.verdict == Verdict::Unreachable);
+        let enough = |facts: &ProbeFacts| enough_failures(&tally(&record, facts, policy.period), policy);
+        let near = confirm.is_some() || unreachable && probe.as_ref().is_ok_and(enough);
+        if asked && near {
             info!("the decision is near: watching the local lease, asking witnesses");
             let watched = async {
                 match (lease, &leader) {
@@ -90,9 +88,13 @@ impl Promote {
                 }
             };
             (guard.lease, guard.witnesses, guard.second_path) =
-                tokio::join!(watched, self.ask_witnesses(), self.ask_second_path());
+                tokio::join!(watched, self.ask_witnesses(), self.ask_second_path(&record, near));
+        } else if asked && (alive || unreachable) {
+            // While the peer lives, each must be seen to see it; from its first failure on, its lease is watched.
+            let witnesses = async { if alive { self.ask_witnesses().await } else { Vec::new() } };
+            (guard.witnesses, guard.second_path) = tokio::join!(witnesses, self.ask_second_path(&record, near));
         }
-        let facts = Facts { now: Timestamp::now(), record, probe, config, guard };
+        let facts = Facts { now: Timestamp::now(), record, confirm, probe, config, guard };
         Ok(Observed { facts, state_map })
     }
 
@@ -148,7 +150,7 @@ impl Promote {
 
     /// Asks every witness at the same time.
     async fn ask_witnesses(&self) -> Vec<WitnessFacts> {
-        let asked = self.witness.iter().cloned().map(|url| {
+        let asked = self.witness.iter().map(|url| url.trim_end_matches('/').to_owned()).map(|url| {
             tokio::spawn(async move {
                 let said = ask_witness(&url).await.map_err(|error| format!("{error:#}"));
                 WitnessFacts { url, said }
@@ -162,10 +164,11 @@ impl Promote {
         all
     }
 
-    /// Looks at the peer's lease through its own API server. Whether it is renewed is judged by watching it for longer than Patroni's
-    /// own round, and by its stamp being older than its time to live.
-    async fn ask_second_path(&self) -> Option<SecondPath> {
-        let context = self.peer_context.as_ref()?;
+    /// Looks at the peer's lease through its own API server, once. Only where the decision is near and the lease has not been
+    /// watched for its time to live by earlier runs, watches it for the rest of that time.
+    async fn ask_second_path(&self, record: &SiteRecord, near: bool) -> Option<SecondPath> {
+        let context = self.peer_context.clone()?;
+        let mut ttl = Duration::from_secs(30);
         let look = async {
             let options = crate::kubernetes::ClusterOptions {
                 context: Some(context.clone()),
@@ -173,29 +176,31 @@ impl Promote {
             };
             let peer = Cluster::connect(&options).await?;
             let scope = self.peer_scope.as_ref().unwrap_or(&self.scope);
-            let config = ClusterConfig::read(&peer.configmap(&scope.config()).await?)?;
-            let Some(first) = LeaderRecord::read(&peer.configmap(&scope.leader()).await?) else {
-                return Ok(SecondPath::NoLeader(format!("context {context}: nobody holds the lease")));
-            };
-            let age = first.renew_time.parse::<Timestamp>().map(|time| Timestamp::now().duration_since(time));
-            let limit = Duration::from_secs(config.loop_wait + 5);
-            let begun = Instant::now();
-            while begun.elapsed() < limit {
+            ttl = Duration::from_secs(ClusterConfig::read(&peer.configmap(&scope.config()).await?)?.ttl);
+            let mut lease = record.peer_lease.clone();
+            loop {
+                let read = LeaderRecord::read(&peer.configmap(&scope.leader()).await?);
+                let now = watched(lease.as_ref(), read, Timestamp::now());
+                let watched = Duration::try_from(Timestamp::now().duration_since(now.since)).unwrap_or_default();
+                let renewed = lease.as_ref().is_some_and(|before| before.since != now.since);
+                if !near || watched >= ttl || renewed {
+                    return anyhow::Ok(now);
+                }
+                lease = Some(now);
                 tokio::time::sleep(POLL).await;
-                let now = LeaderRecord::read(&peer.configmap(&scope.leader()).await?);
-                if now.as_ref().is_some_and(|now| now.renew_time != first.renew_time) {
-                    return Ok(SecondPath::Leads(format!("context {context}: {} renews its lease", first.leader)));
-                }
             }
-            let ttl = SignedDuration::from_secs(i64::try_from(config.ttl).unwrap_or(30));
-            anyhow::Ok(match age {
-                Ok(age) if age > ttl => {
-                    SecondPath::NoLeader(format!("context {context}: the lease of {} ran out", first.leader))
-                }
-                _ => SecondPath::Leads(format!("context {context}: the lease of {} has not run out yet", first.leader)),
-            })
         };
-        Some(look.await.unwrap_or_else(|error| SecondPath::Unknown(format!("context {context}: {error:#}"))))
+        let lease = look.await.map_err(|error| format!("{error:#}"));
+        Some(SecondPath { context, lease, ttl })
+    }
+}
+
+/// The lease with the time since when it is as it is, by our clock: what its holder's clock says is compared with itself only.
+fn watched(before: Option<&PeerLease>, read: Option<LeaderRecord>, now: Timestamp) -> PeerLease {
+    let (leader, renew_time) = read.map(|read| (read.leader, read.renew_time)).unzip();
+    match before {
+        Some(before) if (&before.leader, &before.renew_time) == (&leader, &renew_time) => before.clone(),
+        _ => PeerLease { leader, renew_time, since: now },
     }
 }
 
@@ -217,7 +222,7 @@ async fn receiver(client: &tokio_postgres::Client) -> anyhow::Result<Receiver> {
 }
 
 async fn ask_witness(url: &str) -> anyhow::Result<Verdict> {
-    let address = format!("{}/v1/peer", url.trim_end_matches('/'));
+    let address = format!("{url}/v1/peer");
     let token = secret::read(None, "LIFEBOAT_WITNESS_TOKEN")?;
     let token = token.as_ref().map(|token| secrecy::ExposeSecret::expose_secret(token).to_owned());
     let answer = http::get_json(address, token, WITNESS_TIMEOUT).await?;
@@ -227,4 +232,22 @@ async fn ask_witness(url: &str) -> anyhow::Result<Verdict> {
         return Err(anyhow!("it tells of {} by our clock: too old, or a clock is wrong", facts.taken));
     }
     Ok(facts.verdict)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lease_is_watched_from_when_it_was_first_seen_as_it_is() {
+        let read = |stamp: &str| Some(LeaderRecord { leader: "pg-gold-0".into(), renew_time: stamp.into() });
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let first = watched(None, read("a"), at(0));
+        assert_eq!(first.since, at(0));
+        assert_eq!(watched(Some(&first), read("a"), at(60)).since, at(0));
+        assert_eq!(watched(Some(&first), read("b"), at(60)).since, at(60));
+        let released = watched(Some(&first), None, at(60));
+        assert_eq!((released.leader.as_deref(), released.since), (None, at(60)));
+        assert_eq!(watched(Some(&released), None, at(120)).since, at(60));
+    }
 }

@@ -15,10 +15,12 @@ use crate::{
     patroni::{ClusterConfig, MemberRole},
     postgres::{Lsn, SystemId, Timeline},
     probe::{Attempt, PeerFacts, ProbeFacts, Verdict, conclude},
-    site::{LastGood, Phase, Promotion, SiteRecord},
+    site::{LastGood, PeerLease, Phase, Promotion, SiteRecord},
 };
 
 const ID: SystemId = SystemId(7_000_000_000_000_000_001);
+
+const WITNESS: &str = "http://w:8080";
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + seconds).unwrap()
@@ -33,9 +35,7 @@ fn policy() -> Policy {
         max_lag: Size(16 << 20),
         receiver_silence: Duration::from_secs(10),
         cooldown: Duration::from_mins(10),
-        alert_repeat: Duration::from_hours(1),
         accept_split_brain: false,
-        confirm: None,
     }
 }
 
@@ -66,9 +66,11 @@ fn good() -> LastGood {
 fn gone() -> Facts {
     let mut record = SiteRecord { last_good: Some(good()), phase: Phase::Suspect, ..SiteRecord::new("golddr") };
     (record.failures, record.first_failure, record.last_failure) = (3, Some(at(0)), Some(at(10)));
+    record.witnesses.insert(WITNESS.to_owned(), at(-60));
     Facts {
         now: at(75),
         record,
+        confirm: None,
         probe: Ok(probe(60, &[Verdict::Unreachable; 3])),
         config: config(true),
         guard: GuardFacts {
@@ -86,13 +88,23 @@ fn gone() -> Facts {
                 replication_state: None,
             }),
             lease: Lease::Renewed,
-            witnesses: vec![WitnessFacts { url: "http://w".into(), said: Ok(Verdict::Unreachable) }],
+            witnesses: vec![WitnessFacts { url: WITNESS.into(), said: Ok(Verdict::Unreachable) }],
             second_path: None,
             hold: None,
             maintenance: None,
             approval: None,
         },
     }
+}
+
+/// The peer's lease as it has been since then.
+fn second_path(leader: Option<&str>, since: Timestamp) -> SecondPath {
+    let lease = PeerLease {
+        leader: leader.map(Into::into),
+        renew_time: leader.map(|_| "2026-01-01T00:00:00+00:00".into()),
+        since,
+    };
+    SecondPath { context: "gold".into(), lease: Ok(lease), ttl: Duration::from_secs(30) }
 }
 
 fn heard(ago: u64, timeout: u64) -> Receiver {
@@ -132,7 +144,7 @@ fn peer_that_answers_but_is_not_learned_of_for_long_is_told() {
 #[test]
 fn any_single_guard_stops_the_promotion() {
     type Change = fn(&mut Facts);
-    let changes: [(&str, Change); 31] = [
+    let changes: [(&str, Change); 34] = [
         ("standby", |f| f.guard.local.as_mut().unwrap().in_recovery = Some(false)),
         ("leader", |f| f.guard.lease = Lease::Stale(Duration::from_secs(15))),
         ("leader", |f| f.guard.lease = Lease::Unknown),
@@ -155,8 +167,14 @@ fn any_single_guard_stops_the_promotion() {
         ("witness", |f| f.guard.witnesses[0].said = Ok(Verdict::Healthy)),
         ("witness", |f| f.guard.witnesses[0].said = Ok(Verdict::Unknown)),
         ("witness", |f| f.guard.witnesses[0].said = Err("timed out".into())),
-        ("second-path", |f| f.guard.second_path = Some(SecondPath::Leads("x".into()))),
-        ("second-path", |f| f.guard.second_path = Some(SecondPath::Unknown("x".into()))),
+        ("witness", |f| f.record.witnesses.clear()),
+        ("witness", |f| _ = f.record.witnesses.insert(WITNESS.into(), at(-301))),
+        ("second-path", |f| f.guard.second_path = Some(second_path(Some("pg-gold-0"), at(46)))),
+        ("second-path", |f| f.guard.second_path = Some(second_path(None, at(46)))),
+        ("second-path", |f| {
+            f.guard.second_path = Some(second_path(None, at(0)));
+            f.guard.second_path.as_mut().unwrap().lease = Err("timed out".into());
+        }),
         ("third-party", |f| f.guard.witnesses.clear()),
         ("hold", |f| f.guard.hold = Some(String::new())),
         ("maintenance", |f| f.guard.maintenance = Some(at(76).to_string())),
@@ -172,6 +190,8 @@ fn any_single_guard_stops_the_promotion() {
                 lsn: None,
                 to_timeline: None,
                 verified: Some(at(-500)),
+                overrides: Vec::new(),
+                announced: None,
             });
         }),
     ];
@@ -303,6 +323,49 @@ fn same_facts_read_twice_count_once() {
 }
 
 #[test]
+fn lease_of_the_peer_not_renewed_for_its_time_to_live_confirms_its_loss() {
+    for leader in [None, Some("pg-gold-0")] {
+        let mut facts = gone();
+        facts.guard.witnesses.clear();
+        facts.guard.second_path = Some(second_path(leader, at(45)));
+        let decision = decide(&facts, &policy());
+        assert_eq!((decision.plan, decision.record.peer_lease.unwrap().since), (Plan::Promote, at(45)), "{leader:?}");
+    }
+}
+
+#[test]
+fn sightings_of_a_living_peer_are_kept_and_a_blind_witness_is_told() {
+    let mut facts = gone();
+    let mut healthy = probe(60, &[Verdict::Healthy]);
+    healthy.peer =
+        PeerFacts { system_id: Some(ID), timeline: Some(Timeline(1)), lsn: Some(Lsn(9000)), in_recovery: Some(false) };
+    facts.probe = Ok(healthy);
+    facts.record.phase = Phase::Watching;
+    let alert = |facts: &Facts| decide(facts, &policy()).alert.map(|alert| alert.kind);
+    facts.guard.witnesses[0].said = Ok(Verdict::Healthy);
+    facts.record.witnesses.insert("http://asked-no-more".into(), at(0));
+    let decision = decide(&facts, &policy());
+    assert_eq!(decision.record.witnesses.into_iter().collect::<Vec<_>>(), [(WITNESS.to_owned(), facts.now)]);
+    assert_eq!(decision.alert, None);
+    for said in [Ok(Verdict::Unreachable), Ok(Verdict::Misconfigured), Err("timed out".to_owned())] {
+        facts.guard.witnesses[0].said = said;
+        facts.record.witnesses = [(WITNESS.to_owned(), at(0))].into();
+        assert_eq!(alert(&facts), None, "it saw the peer a minute ago");
+        facts.record.witnesses = [(WITNESS.to_owned(), at(-226))].into();
+        assert_eq!(alert(&facts).as_deref(), Some("WitnessBlind"));
+        facts.record.witnesses.clear();
+        assert_eq!(alert(&facts).as_deref(), Some("WitnessBlind"), "it never saw the peer");
+    }
+    facts.guard.witnesses.clear();
+    facts.guard.second_path = Some(second_path(Some("pg-gold-0"), at(70)));
+    assert_eq!(alert(&facts), None);
+    facts.guard.second_path = Some(second_path(Some("pg-gold-0"), at(-226)));
+    assert_eq!(alert(&facts).as_deref(), Some("WitnessBlind"), "a lease that nobody renews though the peer lives");
+    facts.guard.second_path.as_mut().unwrap().lease = Err("forbidden".into());
+    assert_eq!(alert(&facts).as_deref(), Some("WitnessBlind"));
+}
+
+#[test]
 fn mode_approve_waits_for_the_word_for_this_very_epoch() {
     let policy = Policy { mode: Mode::Approve, ..policy() };
     for (word, plan) in
@@ -310,13 +373,95 @@ fn mode_approve_waits_for_the_word_for_this_very_epoch() {
     {
         let mut facts = gone();
         facts.guard.approval = word.map(Into::into);
-        assert_eq!(decide(&facts, &policy).plan, plan, "{word:?}");
+        let decision = decide(&facts, &policy);
+        assert_eq!((decision.plan, decision.forget_approval), (plan, false), "{word:?}");
     }
     let waiting = decide(&gone(), &policy);
     assert_eq!(
         (waiting.record.phase, waiting.alert.unwrap().kind.as_str()),
         (Phase::AwaitingApproval, "AwaitingApproval")
     );
+}
+
+#[test]
+fn approval_counts_in_the_outage_in_which_it_was_given_only() {
+    let policy = Policy { mode: Mode::Approve, ..policy() };
+    let approved = || {
+        let mut facts = gone();
+        facts.guard.approval = Some("1".into());
+        facts.record.phase = Phase::AwaitingApproval;
+        facts
+    };
+    assert_eq!(decide(&approved(), &policy).plan, Plan::Promote);
+    let mut back = approved();
+    back.probe = Ok(probe(60, &[Verdict::Healthy]));
+    let mut early = approved();
+    (early.record.phase, early.record.first_failure) = (Phase::Watching, None);
+    let mut next = approved();
+    next.probe = Ok(probe(600, &[Verdict::Unreachable; 3]));
+    let mut leads = approved();
+    (leads.record.phase, leads.config) = (Phase::Promoted, config(false));
+    for facts in [back, early, next, leads] {
+        let decision = decide(&facts, &policy);
+        assert!(decision.forget_approval && decision.plan == Plan::Nothing, "{decision:?}");
+        assert!(decision.record.audit.back().unwrap().event.contains("approval"), "{:?}", decision.record.audit);
+    }
+    let mut refused = approved();
+    refused.guard.hold = Some("look first".into());
+    let decision = decide(&refused, &policy);
+    assert_eq!((decision.plan, decision.forget_approval), (Plan::Refuse, false), "the outage lasts");
+}
+
+#[test]
+fn promotion_called_off_takes_its_epoch_back() {
+    let mut facts = gone();
+    facts.record = decide(&facts, &policy()).record;
+    assert_eq!((facts.record.phase, facts.record.epoch), (Phase::Promoting, 1));
+    let mut back = Facts { probe: Ok(probe(60, &[Verdict::Healthy])), ..facts.clone() };
+    back.guard.hold = None;
+    let mut held = facts.clone();
+    held.guard.hold = Some("wait".into());
+    for facts in [back, held] {
+        let decision = decide(&facts, &policy());
+        assert_eq!((decision.record.epoch, decision.record.next_epoch()), (0, 1), "{}", decision.reason);
+    }
+    for mode in [Mode::Approve, Mode::Off] {
+        let decision = decide(&facts, &Policy { mode, ..policy() });
+        assert_eq!((decision.plan, decision.record.epoch), (Plan::Nothing, 0), "the mode was changed meanwhile");
+    }
+}
+
+#[test]
+fn persons_decision_that_was_killed_is_finished_as_it_was_meant() {
+    let mut facts = gone();
+    facts.record.last_good = None;
+    facts.confirm = Some(Confirm {
+        overrides: vec![Guard::Lag, Guard::SystemId, Guard::Timeline],
+        reason: "fire in the hall".into(),
+    });
+    let policy = Policy { mode: Mode::Off, ..policy() };
+    let decided = decide(&facts, &policy);
+    assert_eq!((decided.plan, decided.record.epoch), (Plan::Promote, 1));
+    facts.record = decided.record;
+    facts.confirm = Confirm::unfinished(&facts.record);
+    facts.probe = Ok(probe(60, &[Verdict::Unreachable]));
+    let again = decide(&facts, &policy);
+    assert_eq!((again.plan, again.record.epoch, again.record.audit.len()), (Plan::Promote, 1, 1), "{}", again.reason);
+    assert!(again.reason.contains("fire in the hall") && again.reason.contains("lag"), "{}", again.reason);
+    facts.record.phase = Phase::Promoted;
+    assert!(Confirm::unfinished(&facts.record).is_none());
+}
+
+#[test]
+fn promotion_is_told_until_the_message_is_delivered() {
+    let mut facts = gone();
+    facts.record = decide(&facts, &policy()).record;
+    (facts.config, facts.record.phase) = (config(false), Phase::Promoted);
+    facts.record.promotion.as_mut().unwrap().verified = Some(at(80));
+    let kind = |facts: &Facts| decide(facts, &policy()).alert.map(|alert| alert.kind);
+    assert_eq!(kind(&facts).as_deref(), Some("Promoted"));
+    facts.record.remember_alert("Promoted", at(81));
+    assert_eq!(kind(&facts), None);
 }
 
 #[test]
@@ -359,34 +504,26 @@ fn two_sites_that_lead_are_told() {
 
 #[test]
 fn person_needs_no_probe_but_every_other_guard_unless_set_aside() {
-    let confirm = |overrides: &[Guard]| Policy {
-        mode: Mode::Off,
-        confirm: Some(Confirm { overrides: overrides.to_vec(), reason: "fire in the hall".into() }),
-        ..policy()
-    };
-    let mut facts = Facts { probe: Err("not asked".into()), ..gone() };
+    let policy = Policy { mode: Mode::Off, ..policy() };
+    let confirm =
+        |overrides: &[Guard]| Some(Confirm { overrides: overrides.to_vec(), reason: "fire in the hall".into() });
+    let mut facts = Facts { probe: Err("not asked".into()), confirm: confirm(&[]), ..gone() };
     facts.record.reset_failures();
-    assert_eq!(decide(&facts, &confirm(&[])).plan, Plan::Promote);
+    assert_eq!(decide(&facts, &policy).plan, Plan::Promote);
+    facts.now = at(241);
+    assert_eq!(stopped(&decide(&facts, &policy)), ["lag", "witness"], "what was seen long ago says nothing of now");
+    facts.now = at(75);
     facts.record.last_good.as_mut().unwrap().peer_lsn = Lsn(1 << 40);
-    assert_eq!(stopped(&decide(&facts, &confirm(&[]))), ["lag"]);
-    let decision = decide(&facts, &confirm(&[Guard::Lag]));
+    assert_eq!(stopped(&decide(&facts, &policy)), ["lag"]);
+    facts.confirm = confirm(&[Guard::Lag]);
+    let decision = decide(&facts, &policy);
     assert_eq!(decision.plan, Plan::Promote);
     let promotion = decision.record.promotion.unwrap();
     assert!(promotion.reason.contains("lag") && promotion.reason.contains("fire in the hall"), "{}", promotion.reason);
+    assert_eq!(promotion.overrides, ["lag"]);
     facts.guard.local.as_mut().unwrap().in_recovery = Some(false);
-    assert_eq!(decide(&facts, &confirm(&[Guard::Lag, Guard::Standby])).plan, Plan::Refuse, "nothing to promote");
-}
-
-#[test]
-fn alert_of_one_kind_is_sent_once_an_hour() {
-    let mut facts = gone();
-    facts.guard.hold = Some("works".into());
-    let first = decide(&facts, &policy());
-    assert!(first.alert.is_some());
-    facts.record = first.record;
-    assert!(decide(&facts, &policy()).alert.is_none());
-    facts.now += SignedDuration::from_hours(1);
-    assert!(decide(&facts, &policy()).alert.is_some());
+    facts.confirm = confirm(&[Guard::Lag, Guard::Standby]);
+    assert_eq!(decide(&facts, &policy).plan, Plan::Refuse, "nothing to promote");
 }
 
 #[test]
