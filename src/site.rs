@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     time::Duration,
 };
 
@@ -39,6 +40,20 @@ pub enum Phase {
     Held,
     /// This site was made a standby again.
     Following,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Watching => "watching",
+            Self::Suspect => "suspect",
+            Self::AwaitingApproval => "awaiting-approval",
+            Self::Promoting => "promoting",
+            Self::Promoted => "promoted",
+            Self::Held => "held",
+            Self::Following => "following",
+        })
+    }
 }
 
 /// The peer as the last good probe saw it, beside our own position then.

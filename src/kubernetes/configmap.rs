@@ -77,16 +77,17 @@ impl Cluster {
         self.swap(seen, json!({ "metadata": { "annotations": { key: value } } })).await
     }
 
-    /// Sets one data key and removes annotations, provided that nobody wrote since the snapshot; fails with [`Conflict`] otherwise.
+    /// Sets one data key, and sets or removes annotations, provided that nobody wrote since the snapshot; fails with [`Conflict`]
+    /// otherwise.
     pub async fn swap_data(
         &self,
         seen: &Snapshot,
         key: &str,
         value: &str,
-        without: &[&str],
+        annotations: &[(&str, Option<&str>)],
     ) -> anyhow::Result<Snapshot> {
         // In a merge patch, null removes.
-        let annotations: BTreeMap<&str, Value> = without.iter().map(|&name| (name, Value::Null)).collect();
+        let annotations: BTreeMap<&str, Option<&str>> = annotations.iter().copied().collect();
         self.swap(seen, json!({ "metadata": { "annotations": annotations }, "data": { key: value } })).await
     }
 

@@ -3,6 +3,7 @@
 mod configmap;
 mod events;
 mod site_record;
+mod whoami;
 
 use std::{path::PathBuf, time::Duration};
 

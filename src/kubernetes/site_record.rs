@@ -28,17 +28,17 @@ impl Cluster {
         }
     }
 
-    /// Writes a site's record and removes annotations of its ConfigMap, provided that nobody wrote since it was read.
+    /// Writes a site's record, and sets or removes annotations of its ConfigMap, provided that nobody wrote since it was read.
     pub async fn write_site_record(
         &self,
         scope: &Scope,
         record: &SiteRecord,
         seen: Option<&Snapshot>,
-        without: &[&str],
+        annotations: &[(&str, Option<&str>)],
     ) -> anyhow::Result<Snapshot> {
         let text = serde_json::to_string(record).context("write the state record")?;
         match seen {
-            Some(map) => self.swap_data(map, KEY, &text, without).await,
+            Some(map) => self.swap_data(map, KEY, &text, annotations).await,
             None => self.create_configmap(&scope.state(), KEY, &text).await,
         }
     }

@@ -161,6 +161,9 @@ mod tests {
             passwd_dir: None,
             data_dir: None,
             merge_file: None,
+            probe_file: None,
+            facts_max_age: std::time::Duration::from_mins(1),
+            alert_repeat: std::time::Duration::from_hours(1),
             wait: std::time::Duration::ZERO,
         }
     }

@@ -5,6 +5,7 @@
 //! `standby_cluster` and merges changed parameters. A promoted site is never made a standby here.
 
 mod birth;
+mod drift;
 mod running;
 
 use std::{path::PathBuf, time::Duration};
@@ -79,6 +80,19 @@ pub struct Follow {
     #[arg(long, env = "LIFEBOAT_MERGE_FILE", value_name = "FILE", conflicts_with = "bootstrap_file")]
     merge_file: Option<PathBuf>,
 
+    /// Correct host, port and slot only where this probe of the same run (`probe.json`) met the peer itself, alive and leading; else, and
+    /// where they are right, do nothing
+    #[arg(long, env = "LIFEBOAT_PROBE_FILE", value_name = "FILE", conflicts_with_all = ["bootstrap_file", "merge_file"])]
+    probe_file: Option<PathBuf>,
+
+    /// With --probe-file: a probe older than this is refused
+    #[arg(long, env = "LIFEBOAT_FACTS_MAX_AGE", value_name = "DURATION", default_value = "60s", value_parser = flags::positive_duration)]
+    facts_max_age: Duration,
+
+    /// With --probe-file: an alert of the same kind is sent again after this time
+    #[arg(long, env = "LIFEBOAT_ALERT_REPEAT", value_name = "DURATION", default_value = "1h", value_parser = flags::duration)]
+    alert_repeat: Duration,
+
     /// Wait this long for the running cluster to be initialized and to stream
     #[arg(long, env = "LIFEBOAT_WAIT", value_name = "DURATION", default_value = "0s", value_parser = flags::duration)]
     wait: Duration,
@@ -87,7 +101,11 @@ pub struct Follow {
 impl Follow {
     /// Renders the configuration of a cluster to be born, or mends that of a running one.
     pub async fn run(self, session: &Session) -> anyhow::Result<Report> {
-        if self.bootstrap_file.is_some() { self.prepare_birth(session).await } else { self.mend_running(session).await }
+        match &self.probe_file {
+            Some(file) => self.mend_drift(session, file).await,
+            None if self.bootstrap_file.is_some() => self.prepare_birth(session).await,
+            None => self.mend_running(session).await,
+        }
     }
 
     /// The record rules over the flag: neither an upgrade nor a reinstall makes a promoted site a standby again. A promotion that is

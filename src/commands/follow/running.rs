@@ -21,16 +21,16 @@ use crate::{
 };
 
 const POLL: Duration = Duration::from_secs(1);
-const ROUNDS: u32 = 8;
+pub(super) const ROUNDS: u32 = 8;
 
 /// One round may have read the configuration before it was changed, the next one applies it, and the third one tells of the result.
-const ROUNDS_UNTIL_TOLD: u32 = 3;
+pub(super) const ROUNDS_UNTIL_TOLD: u32 = 3;
 
 /// What is to be written, and what of it changed.
 #[derive(Debug, PartialEq, Eq)]
-struct Mending {
-    text: String,
-    changes: Vec<String>,
+pub(super) struct Mending {
+    pub text: String,
+    pub changes: Vec<String>,
 }
 
 impl Follow {
@@ -111,7 +111,12 @@ impl Follow {
     }
 
     /// A standby must stream, a primary must lead; what Patroni says of its own leader is the proof.
-    async fn wait_until_it_works(&self, cluster: &Cluster, standby: bool, deadline: Instant) -> anyhow::Result<String> {
+    pub(super) async fn wait_until_it_works(
+        &self,
+        cluster: &Cluster,
+        standby: bool,
+        deadline: Instant,
+    ) -> anyhow::Result<String> {
         loop {
             let why_not = match self.works(cluster, standby).await {
                 Ok(state) => return Ok(state),
@@ -126,7 +131,12 @@ impl Follow {
 
     /// Waits until Patroni's leader has gone through this many rounds, each of which renews its lease: what its member said before may
     /// be of the place where it streamed from before.
-    async fn wait_for_rounds(&self, cluster: &Cluster, rounds: u32, deadline: Instant) -> anyhow::Result<()> {
+    pub(super) async fn wait_for_rounds(
+        &self,
+        cluster: &Cluster,
+        rounds: u32,
+        deadline: Instant,
+    ) -> anyhow::Result<()> {
         let stamp = async || {
             anyhow::Ok(LeaderRecord::read(&cluster.configmap(&self.scope.leader()).await?).map(|read| read.renew_time))
         };
@@ -171,7 +181,7 @@ fn not_born_yet(scope: &str, waited: Duration) -> Report {
     ))
 }
 
-fn done(phase: Option<Phase>, state: &str, changes: &[String]) -> Report {
+pub(super) fn done(phase: Option<Phase>, state: &str, changes: &[String]) -> Report {
     let conclusion = if changes.is_empty() { Conclusion::NothingToDo } else { Conclusion::Done };
     let reason = if changes.is_empty() { state.to_owned() } else { format!("{state}; changed {}", changes.join(", ")) };
     let mut report = Report::new(conclusion, reason).with("changes", changes).with("phase", phase);
@@ -184,7 +194,7 @@ fn done(phase: Option<Phase>, state: &str, changes: &[String]) -> Report {
 }
 
 /// The configuration's text with what is wanted in it; members that are as wanted keep every byte.
-fn mend(
+pub(super) fn mend(
     config: &ClusterConfig,
     peer: Option<&StandbyCluster>,
     desired: &Map<String, Value>,

@@ -409,10 +409,7 @@ fn paused(facts: &Facts) -> Evidence {
 /// A record that says "promoted" beside a `standby_cluster` means that somebody made this site a standby by hand.
 fn consistent(record: &SiteRecord) -> Evidence {
     use crate::site::Phase;
-    let found = format!(
-        "phase {}",
-        serde_json::to_value(record.phase).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
-    );
+    let found = format!("phase {}", record.phase);
     let passed = !matches!(record.phase, Phase::Promoted | Phase::Held);
     evidence(Guard::Record, passed, found, "a record that knows this site as a standby")
 }

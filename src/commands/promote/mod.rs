@@ -209,8 +209,8 @@ impl Promote {
     ) -> anyhow::Result<Report> {
         kill_point("decided");
         if decision.record != observed.facts.record {
-            let forgotten: &[&str] = if decision.forget_approval { &[APPROVE] } else { &[] };
-            self.write_record(cluster, &observed, &decision.record, forgotten).await?;
+            let words: &[_] = if decision.forget_approval { &[(APPROVE, None)] } else { &[] };
+            self.write_record(cluster, &observed, &decision.record, words).await?;
         }
         kill_point("recorded");
         match decision.plan {
@@ -268,7 +268,7 @@ impl Promote {
         cluster: &Cluster,
         decided: &Observed,
         record: &SiteRecord,
-        forgotten: &[&str],
+        annotations: &[(&str, Option<&str>)],
     ) -> anyhow::Result<()> {
         let (now, map) = cluster.site_record(&self.scope, &self.site).await?;
         let words = |map: Option<&Snapshot>| {
@@ -277,7 +277,7 @@ impl Promote {
         if now != decided.facts.record || words(map.as_ref()) != words(decided.state_map.as_ref()) {
             return Err(Conflict(self.scope.state()).into());
         }
-        cluster.write_site_record(&self.scope, record, map.as_ref(), forgotten).await.map(drop)
+        cluster.write_site_record(&self.scope, record, map.as_ref(), annotations).await.map(drop)
     }
 
     /// Waits until the new primary accepts a write, then writes that down. Only this ends the phase `promoting`.
@@ -315,7 +315,7 @@ impl Promote {
                 return Ok(false);
             }
             mark_promoted(&mut record, verified, Timestamp::now());
-            match cluster.write_site_record(&self.scope, &record, map.as_ref(), &[APPROVE]).await {
+            match cluster.write_site_record(&self.scope, &record, map.as_ref(), &[(APPROVE, None)]).await {
                 Err(error) if error.downcast_ref::<Conflict>().is_some() => {}
                 result => return result.map(|_| true),
             }
