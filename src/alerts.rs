@@ -118,6 +118,11 @@ impl Alerter {
         for alert in std::mem::take(&mut report.alerts) {
             self.send_one(command, &alert, report, cluster).await;
         }
+        self.ping(command, report).await;
+    }
+
+    /// Tells the dead-man switch how it ended.
+    pub async fn ping(&self, command: &str, report: &mut Report) {
         if let Some(url) = &self.ping {
             let address = ping_address(url.expose_secret(), report.conclusion);
             let result = http::post_text(address, format!("{command}: {}", report.reason), TIMEOUT).await;

@@ -5,6 +5,7 @@ use std::{
     io::{IsTerminal, Write},
     path::PathBuf,
     process::ExitCode,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -21,7 +22,7 @@ use crate::{
     commands,
     kubernetes::{Cluster, ClusterOptions, Conflict, EventTarget},
     outcome::{Conclusion, Outcome, Report},
-    patroni::Scope,
+    patroni::{LeaseWatch, Scope},
 };
 
 /// Keeps a PostgreSQL application recoverable: in the next minute, and in the next cluster.
@@ -60,6 +61,7 @@ enum Command {
     Release(commands::operator::Release),
     Approve(commands::operator::Approve),
     Follow(commands::follow::Follow),
+    Monitor(commands::monitor::Monitor),
     Witness(commands::witness::Witness),
     PostBootstrap(commands::post_bootstrap::PostBootstrap),
 }
@@ -110,12 +112,25 @@ pub struct Session {
     options: ClusterOptions,
     cluster: OnceCell<Cluster>,
     alerter: Alerter,
+    lease: Mutex<LeaseWatch>,
 }
 
 impl Session {
     /// The cluster that the flags name, connected at the first call.
     pub async fn cluster(&self) -> anyhow::Result<&Cluster> {
         self.cluster.get_or_try_init(|| Cluster::connect(&self.options)).await
+    }
+
+    /// What was seen of the local leader's lease by all steps of this process.
+    pub fn lease(&self) -> MutexGuard<'_, LeaseWatch> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the dead-man switch how a round ended.
+    pub async fn ping(&self, command: &str, report: &mut Report) {
+        if !self.dry_run {
+            self.alerter.ping(command, report).await;
+        }
     }
 
     /// Sends the report's alerts now, each at most once in `repeat` as the record of the site of `scope` has it. One that was not
@@ -177,7 +192,8 @@ async fn run(cli: Cli) -> ExitCode {
     let mut report = match prepared {
         Err(error) => Report::from(error),
         Ok((alerter, mut stop)) => {
-            let session = Session { dry_run, options: cluster, cluster: OnceCell::new(), alerter };
+            let session =
+                Session { dry_run, options: cluster, cluster: OnceCell::new(), alerter, lease: Mutex::default() };
             let result = tokio::select! {
                 result = command.run(&session) => result,
                 error = stop.asked() => Err(error),
@@ -249,6 +265,39 @@ impl Stop {
     }
 }
 
+/// One step of a chain that runs in this process: the command line that its container would have.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// The command.
+    pub name: &'static str,
+    words: Vec<OsString>,
+}
+
+impl Step {
+    /// Steps of a monitor; others would end the process, run for ever, or are no steps.
+    const NAMES: [&str; 4] = ["port-discover", "pg-probe", "promote", "follow"];
+
+    /// Reads a command line without the program's name. An error says what is wrong with it, as on the command line.
+    pub fn parse(words: &[OsString]) -> anyhow::Result<Self> {
+        let words: Vec<OsString> = std::iter::once("lifeboat".into()).chain(words.iter().cloned()).collect();
+        let cli = parse(&words).map_err(|error| anyhow!("{error}"))?;
+        let name = cli.command.name();
+        if !Self::NAMES.contains(&name) {
+            return Err(anyhow!("{name} is no step of a monitor: these are {}", Self::NAMES.join(", ")));
+        }
+        Ok(Self { name, words })
+    }
+
+    /// Runs the step; an error becomes its report, as in a container of its own.
+    pub async fn run(&self, session: &Session) -> Report {
+        match parse(&self.words) {
+            // Boxed, as a step may be any command but never, by the names above, a monitor again.
+            Ok(cli) => Box::pin(cli.command.run(session)).await.unwrap_or_else(|error| failure(self.name, error)),
+            Err(error) => Report::new(Conclusion::Misconfigured, error.to_string()),
+        }
+    }
+}
+
 impl Command {
     fn name(&self) -> &'static str {
         match self {
@@ -259,6 +308,7 @@ impl Command {
             Self::Release(_) => "release",
             Self::Approve(_) => "approve",
             Self::Follow(_) => "follow",
+            Self::Monitor(_) => "monitor",
             Self::Witness(_) => "witness",
             Self::PostBootstrap(_) => "post-bootstrap",
         }
@@ -273,6 +323,7 @@ impl Command {
             Self::Release(command) => command.run(session).await,
             Self::Approve(command) => command.run(session).await,
             Self::Follow(command) => command.run(session).await,
+            Self::Monitor(command) => command.run(session).await,
             Self::Witness(command) => command.run(session).await,
             Self::PostBootstrap(command) => command.run(session).await,
         }

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod commands;
 pub mod flags;
 pub mod http;
+pub mod http_server;
 pub mod intercom;
 pub mod kill_point;
 pub mod kubernetes;

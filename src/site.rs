@@ -207,6 +207,22 @@ impl SiteRecord {
         if self.phase == Phase::Promoting { self.epoch } else { self.epoch + 1 }
     }
 
+    /// Whether this record says more than one read before: something else than newer sights of a living peer, or sights that are newer by
+    /// this time.
+    #[must_use]
+    pub fn tells_more_than(&self, before: &Self, age: Duration) -> bool {
+        let mut same = self.clone();
+        same.last_good.clone_from(&before.last_good);
+        same.witnesses.clone_from(&before.witnesses);
+        same.peer_lease.clone_from(&before.peer_lease);
+        let age = SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX);
+        let newer = match (&self.last_good, &before.last_good) {
+            (Some(now), Some(then)) => now.time.duration_since(then.time) >= age,
+            (now, then) => now != then,
+        };
+        same != *before || newer || self.witnesses.len() != before.witnesses.len()
+    }
+
     /// Whether people know of this already: told of the same kind within `repeat`, and of nothing else since.
     #[must_use]
     pub fn knows_alert(&self, kind: &str, now: Timestamp, repeat: Duration) -> bool {
@@ -244,6 +260,22 @@ mod tests {
             text,
             r#"{"version":1,"site":"golddr","epoch":0,"phase":"watching","failures":0,"first_failure":null,"last_failure":null,"last_good":null,"promotion":null,"audit":[],"last_alert":null}"#
         );
+    }
+
+    #[test]
+    fn newer_sights_alone_are_written_only_when_they_are_much_newer() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let good = |second| {
+            let (system_id, timeline, peer_lsn) = (SystemId(7), Timeline(1), Lsn(9));
+            Some(LastGood { time: at(second), system_id, timeline, peer_lsn, local_lsn: Some(Lsn(9)) })
+        };
+        let before = SiteRecord { last_good: good(0), ..SiteRecord::new("golddr") };
+        let after = |second| SiteRecord { last_good: good(second), ..before.clone() };
+        let age = Duration::from_secs(20);
+        assert!(!after(19).tells_more_than(&before, age));
+        assert!(after(20).tells_more_than(&before, age));
+        assert!(SiteRecord { failures: 1, ..after(5) }.tells_more_than(&before, age));
+        assert!(after(5).tells_more_than(&SiteRecord::new("golddr"), age));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One file per command: its flags, then observe, decide, act, verify.
 
 pub mod follow;
+pub mod monitor;
 pub mod operator;
 pub mod pg_probe;
 pub mod port_discover;

@@ -4,7 +4,6 @@
 //! `LIFEBOAT_WITNESS_TOKEN` set, `/v1/peer` wants it as a bearer token.
 
 use std::{
-    convert::Infallible,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,22 +14,17 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{AUTHORIZATION, CONTENT_TYPE},
-    server::conn::http1,
-    service::service_fn,
+    header::AUTHORIZATION,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{Mutex, Semaphore},
-};
-use tracing::{info, warn};
+use tokio::{net::TcpListener, sync::Mutex};
+use tracing::info;
 
 use super::pg_probe::probe_server;
 use crate::{
     cli::{Session, misconfigured},
     flags,
+    http_server::{self, text, typed},
     outcome::Report,
     postgres::{Credentials, Server, TlsOptions},
     probe::ProbeFacts,
@@ -39,10 +33,6 @@ use crate::{
 
 /// Callers within this time share one probe: nobody can use the witness to hammer the peer.
 const SHARED_FOR: Duration = Duration::from_secs(1);
-/// A caller that sends no request within this time is dropped.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Connections beyond this number wait.
-const CONNECTIONS: usize = 64;
 
 /// Answer over HTTP, from a third place, what can be seen of a site
 #[derive(Debug, clap::Args)]
@@ -103,39 +93,11 @@ impl Witness {
         }
         let listener = TcpListener::bind(self.listen).await.with_context(|| format!("listen on {}", self.listen))?;
         info!("watching {}, listening on {}", self.peer, listener.local_addr()?);
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let place = Arc::clone(&places).acquire_owned().await?;
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let watch = Arc::clone(&watch);
-                    tokio::spawn(async move {
-                        serve(stream, watch).await;
-                        drop(place);
-                    });
-                }
-                // Out of file descriptors, or a caller that is gone already: the next one may do better.
-                Err(error) => {
-                    warn!("accept: {error}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
-    }
-}
-
-async fn serve(stream: TcpStream, watch: Arc<Watch>) {
-    let service = service_fn(move |request| {
-        let watch = Arc::clone(&watch);
-        async move { Ok::<_, Infallible>(watch.answer(&request).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = connection.await {
-        warn!("connection: {error}");
+        let never = http_server::serve(listener, move |request| {
+            let watch = Arc::clone(&watch);
+            async move { watch.answer(&request).await }
+        });
+        match never.await? {}
     }
 }
 
@@ -147,14 +109,8 @@ impl Watch {
                 text(StatusCode::UNAUTHORIZED, "a bearer token is needed\n")
             }
             (&Method::GET, "/v1/peer") => match serde_json::to_vec(&self.look().await) {
-                Ok(body) => {
-                    let mut response = Response::new(Full::from(body));
-                    response
-                        .headers_mut()
-                        .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
-                    response
-                }
-                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+                Ok(body) => typed("application/json", body),
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
             (_, "/healthz" | "/v1/peer") => text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"),
             _ => text(StatusCode::NOT_FOUND, "there are /v1/peer and /healthz\n"),
@@ -184,12 +140,6 @@ impl Watch {
 /// Compares without telling by its time how much was right.
 fn same(given: &str, token: &str) -> bool {
     given.len() == token.len() && given.bytes().zip(token.bytes()).fold(0, |seen, (a, b)| seen | (a ^ b)) == 0
-}
-
-fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(body.to_owned()));
-    *response.status_mut() = status;
-    response
 }
 
 fn host_and_port(peer: &str) -> anyhow::Result<(String, u16)> {

@@ -2,6 +2,7 @@
 
 mod configmap;
 mod events;
+mod lease;
 mod site_record;
 mod whoami;
 
@@ -13,6 +14,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 
 pub use configmap::{Conflict, Snapshot};
 pub use events::EventTarget;
+pub use lease::Election;
 
 use crate::outcome::Misconfigured;
 

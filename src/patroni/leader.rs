@@ -1,5 +1,7 @@
 //! The leader's lease: the annotations of `<scope>-leader`.
 
+use std::time::{Duration, Instant};
+
 use crate::kubernetes::Snapshot;
 
 /// Who holds the lease, and the stamp that it renews.
@@ -17,5 +19,64 @@ impl LeaderRecord {
     pub fn read(map: &Snapshot) -> Option<Self> {
         let annotation = |key: &str| map.annotations.get(key).filter(|text| !text.is_empty()).cloned();
         Some(Self { leader: annotation("leader")?, renew_time: annotation("renewTime").unwrap_or_default() })
+    }
+}
+
+/// When the lease was last seen to be renewed, by our own clock, over many looks at it.
+#[derive(Debug, Default)]
+pub struct LeaseWatch {
+    last: Option<Sight>,
+}
+
+#[derive(Debug)]
+struct Sight {
+    record: LeaderRecord,
+    since: Instant,
+    /// The stamp changed while we watched, under the same leader; the first sight says nothing.
+    renewed: bool,
+}
+
+impl LeaseWatch {
+    /// Takes a look into account.
+    pub fn see(&mut self, record: Option<&LeaderRecord>, now: Instant) {
+        let Some(record) = record else {
+            self.last = None;
+            return;
+        };
+        let renewed = match &self.last {
+            Some(last) if last.record == *record => return,
+            Some(last) => last.record.leader == record.leader,
+            None => false,
+        };
+        self.last = Some(Sight { record: record.clone(), since: now, renewed });
+    }
+
+    /// Whether this leader was seen to renew its lease within this time.
+    #[must_use]
+    pub fn renewed_within(&self, leader: &str, limit: Duration, now: Instant) -> bool {
+        let fresh = |last: &Sight| last.record.leader == leader && last.renewed && now - last.since <= limit;
+        self.last.as_ref().is_some_and(fresh)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lease_is_fresh_when_its_stamp_was_seen_to_change_lately() {
+        let record = |leader: &str, stamp: &str| LeaderRecord { leader: leader.into(), renew_time: stamp.into() };
+        let (mut watch, limit, start) = (LeaseWatch::default(), Duration::from_secs(15), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        watch.see(Some(&record("a", "1")), at(0));
+        assert!(!watch.renewed_within("a", limit, at(0)), "one look is none");
+        watch.see(Some(&record("a", "2")), at(5));
+        watch.see(Some(&record("a", "2")), at(10));
+        assert!(watch.renewed_within("a", limit, at(20)) && !watch.renewed_within("a", limit, at(21)));
+        assert!(!watch.renewed_within("b", limit, at(10)));
+        watch.see(Some(&record("b", "3")), at(12));
+        assert!(!watch.renewed_within("b", limit, at(12)), "a new leader has yet to renew");
+        watch.see(None, at(13));
+        assert!(!watch.renewed_within("b", limit, at(13)));
     }
 }

@@ -36,6 +36,9 @@ use verify::Verified;
 /// A conflict means that somebody else wrote: look again, this many times.
 const ROUNDS: u32 = 8;
 
+/// A monitor that looks every few seconds writes what it saw of a living peer only so often.
+const SIGHTINGS_AGE: Duration = Duration::from_secs(20);
+
 /// Decide whether this standby site must become the primary; do it through Patroni, and verify it
 #[derive(Debug, clap::Args)]
 pub struct Promote {
@@ -151,14 +154,14 @@ impl Promote {
     async fn decide_and_act(&self, session: &Session, cluster: &Cluster, policy: &Policy) -> anyhow::Result<Report> {
         let mut lease = None;
         for round in 1..=ROUNDS {
-            let observed = self.observe(cluster, policy, lease).await?;
+            let observed = self.observe(session, cluster, policy, lease).await?;
             lease = Some(observed.facts.guard.lease);
             let decision = decide(&observed.facts, policy);
             info!(plan = ?decision.plan, "{}", decision.reason);
             if session.dry_run {
                 return Ok(report(&decision, &observed));
             }
-            match self.act(cluster, policy, observed, decision).await {
+            match self.act(session, cluster, policy, observed, decision).await {
                 Err(error) if error.downcast_ref::<Conflict>().is_some() => {
                     info!(round, "{error}; observing again");
                     tokio::time::sleep(Duration::from_millis(100) * round).await;
@@ -202,13 +205,14 @@ impl Promote {
     /// Writes the decision down, then does what it says.
     async fn act(
         &self,
+        session: &Session,
         cluster: &Cluster,
         policy: &Policy,
         observed: Observed,
         decision: Decision,
     ) -> anyhow::Result<Report> {
         kill_point("decided");
-        if decision.record != observed.facts.record {
+        if decision.record.tells_more_than(&observed.facts.record, SIGHTINGS_AGE) {
             let words: &[_] = if decision.forget_approval { &[(APPROVE, None)] } else { &[] };
             self.write_record(cluster, &observed, &decision.record, words).await?;
         }
@@ -216,16 +220,22 @@ impl Promote {
         match decision.plan {
             Plan::Nothing | Plan::Refuse | Plan::Mend => Ok(report(&decision, &observed)),
             Plan::Verify => self.verify(cluster, false, report(&decision, &observed)).await,
-            Plan::Promote => self.promote(cluster, policy, &observed).await,
+            Plan::Promote => self.promote(session, cluster, policy, &observed).await,
         }
     }
 
     /// Re-checks every guard right before the patch, then removes `standby_cluster`.
-    async fn promote(&self, cluster: &Cluster, policy: &Policy, before: &Observed) -> anyhow::Result<Report> {
+    async fn promote(
+        &self,
+        session: &Session,
+        cluster: &Cluster,
+        policy: &Policy,
+        before: &Observed,
+    ) -> anyhow::Result<Report> {
         if let Some(warning) = shorter_than_failover(policy, &before.facts.config) {
             warn!("{warning}");
         }
-        let again = self.observe(cluster, policy, Some(before.facts.guard.lease)).await?;
+        let again = self.observe(session, cluster, policy, Some(before.facts.guard.lease)).await?;
         let decision = decide(&again.facts, policy);
         kill_point("rechecked");
         match decision.plan {

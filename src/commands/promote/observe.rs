@@ -12,6 +12,7 @@ use super::{
     guards::{GuardFacts, Lease, Local, MemberFacts, Receiver, SecondPath, WitnessFacts},
 };
 use crate::{
+    cli::Session,
     http,
     intercom::Intercom,
     kubernetes::{Cluster, Snapshot},
@@ -28,7 +29,7 @@ const POLL: Duration = Duration::from_millis(500);
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A witness probes on request, so it needs longer than one attempt.
-const WITNESS_TIMEOUT: Duration = Duration::from_secs(10);
+const WITNESS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Facts, and the record's ConfigMap that a later write is compared with.
 pub struct Observed {
@@ -39,10 +40,17 @@ pub struct Observed {
 impl Promote {
     /// Looks at everything. What takes time (the lease, the witnesses, the second path) is asked only when the answer can matter.
     /// `lease` is what an earlier look of this run saw: it need not be waited for twice.
-    pub async fn observe(&self, cluster: &Cluster, policy: &Policy, lease: Option<Lease>) -> anyhow::Result<Observed> {
+    pub async fn observe(
+        &self,
+        session: &Session,
+        cluster: &Cluster,
+        policy: &Policy,
+        lease: Option<Lease>,
+    ) -> anyhow::Result<Observed> {
         let (record, state_map) = cluster.site_record(&self.scope, &self.site).await?;
         let config = ClusterConfig::read(&cluster.configmap(&self.scope.config()).await?)?;
         let leader = LeaderRecord::read(&cluster.configmap(&self.scope.leader()).await?);
+        session.lease().see(leader.as_ref(), Instant::now());
         let member = match &leader {
             Some(leader) => Member::of_pod(cluster, &leader.leader).await.map_err(|error| format!("{error:#}")),
             None => Err("no local member holds the leader's lease".to_owned()),
@@ -83,7 +91,7 @@ impl Promote {
             let watched = async {
                 match (lease, &leader) {
                     (Some(seen @ Lease::Renewed), _) => seen,
-                    (_, Some(leader)) => self.watch_lease(cluster, leader, config.loop_wait).await,
+                    (_, Some(leader)) => self.watch_lease(session, cluster, leader, config.loop_wait).await,
                     (_, None) => Lease::Unknown,
                 }
             };
@@ -131,21 +139,24 @@ impl Promote {
         })
     }
 
-    /// Watches until the lease's stamp changes. Its age says nothing: it is written by another clock.
-    async fn watch_lease(&self, cluster: &Cluster, seen: &LeaderRecord, loop_wait: u64) -> Lease {
+    /// Watches until the lease's stamp changes, unless this process saw that lately. Its age says nothing: it is written by another
+    /// clock.
+    async fn watch_lease(&self, session: &Session, cluster: &Cluster, seen: &LeaderRecord, loop_wait: u64) -> Lease {
         let limit = Duration::from_secs(loop_wait + 5);
         let begun = Instant::now();
-        while begun.elapsed() < limit {
-            match cluster.configmap(&self.scope.leader()).await.map(|map| LeaderRecord::read(&map)) {
-                Ok(Some(now)) if now.leader == seen.leader && now.renew_time != seen.renew_time => {
-                    return Lease::Renewed;
-                }
-                Ok(_) => {}
-                Err(error) => debug!("watch the lease: {error:#}"),
+        loop {
+            if session.lease().renewed_within(&seen.leader, limit, Instant::now()) {
+                return Lease::Renewed;
+            }
+            if begun.elapsed() >= limit {
+                return Lease::Stale(limit);
             }
             tokio::time::sleep(POLL).await;
+            match cluster.configmap(&self.scope.leader()).await.map(|map| LeaderRecord::read(&map)) {
+                Ok(now) => session.lease().see(now.as_ref(), Instant::now()),
+                Err(error) => debug!("watch the lease: {error:#}"),
+            }
         }
-        Lease::Stale(limit)
     }
 
     /// Asks every witness at the same time.
