@@ -75,28 +75,67 @@ impl<'a> Chain<'a> {
 
     /// A step on GoldDR's node.
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = cluster_script("enter");
+        let mut command = self.environment();
+        command.args(self.words(words, &[]));
         command
-            .args(["golddr", LIFEBOAT])
-            .args(words)
-            .args(["--dir", self.dir.path().to_str().unwrap()])
-            .env("KUBECONFIG", kubeconfig_path())
-            .env("PGUSER", "replicator")
-            .env("PGPASSWORD", &self.password);
+    }
+
+    fn environment(&self) -> Command {
+        let mut command = cluster_script("enter");
+        command.args(["golddr", LIFEBOAT]).env("KUBECONFIG", kubeconfig_path());
+        command.env("PGUSER", "replicator").env("PGPASSWORD", &self.password);
+        command
+    }
+
+    /// A step's process that is known as a pod of this name.
+    pub fn command_as(&self, pod: &str, words: &[&str]) -> Command {
+        let mut command = self.environment();
+        command.args(words).env("POD_NAME", pod);
         command
     }
 
     pub fn probe(&self, more: &[&str]) -> Ended {
-        let port = self.peer.1.to_string();
-        let usual = ["pg-probe", "--host", &self.peer.0, "--port", &port, "--interval", "200ms", "--timeout", "1s"];
-        finish(self.command(&usual).args(more))
+        finish(self.environment().args(self.probe_words(more)))
+    }
+
+    /// The probe's command line.
+    pub fn probe_words(&self, more: &[&str]) -> Vec<String> {
+        let (host, port) = (&self.peer.0, self.peer.1.to_string());
+        let usual = ["pg-probe", "--host", host, "--port", &port, "--interval", "200ms", "--timeout", "1s"];
+        self.words(&usual, more)
     }
 
     pub fn promote_command(&self, more: &[&str]) -> Command {
-        let mut command = self.command(&["promote", "--context", "golddr", "--namespace", NAMESPACE, "--scope", SCOPE]);
-        command.args(["--site", "golddr", "--mode", "auto", "--witness", &self.pair.witness]);
-        command.args(["--failures", "4", "--for", "1s", "--period", "30s"]).args(more);
+        let mut command = self.environment();
+        command.args(self.promote_words(&[&["--failures", "4", "--for", "1s"], more].concat()));
         command
+    }
+
+    /// Promote's command line.
+    pub fn promote_words(&self, more: &[&str]) -> Vec<String> {
+        let usual = [
+            "promote",
+            "--context",
+            "golddr",
+            "--namespace",
+            NAMESPACE,
+            "--scope",
+            SCOPE,
+            "--site",
+            "golddr",
+            "--mode",
+            "auto",
+            "--witness",
+            &self.pair.witness,
+            "--period",
+            "30s",
+        ];
+        self.words(&usual, more)
+    }
+
+    fn words(&self, usual: &[&str], more: &[&str]) -> Vec<String> {
+        let dir = ["--dir", self.dir.path().to_str().unwrap()];
+        [usual, &dir, more].concat().into_iter().map(ToOwned::to_owned).collect()
     }
 
     pub fn promote(&self, more: &[&str]) -> Ended {

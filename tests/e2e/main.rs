@@ -13,7 +13,9 @@
 mod chain;
 mod chart;
 mod follow;
+mod monitor;
 mod no_promotion;
+mod operator;
 mod pair;
 mod port_discover;
 mod promotion;

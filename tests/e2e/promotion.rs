@@ -24,14 +24,19 @@ fn timeline() -> u32 {
     session.one("SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int").parse().unwrap()
 }
 
-fn audit(record: &Value, what: &str) -> usize {
+pub fn audit(record: &Value, what: &str) -> usize {
     let events = record["audit"].as_array().unwrap();
     events.iter().filter(|event| event["event"].as_str().unwrap_or_default().contains(what)).count()
 }
 
+/// Gold can be reached by nobody.
+pub fn cut_gold() -> [Cut; 2] {
+    [Cut::new(&["cut", "gold", "golddr"]), Cut::new(&["cut", "gold", "third"])]
+}
+
 /// Gold can be reached by nobody. Its WAL receiver on GoldDR has noticed.
-fn isolate_gold(chain: &Chain) -> [Cut; 2] {
-    let cuts = [Cut::new(&["cut", "gold", "golddr"]), Cut::new(&["cut", "gold", "third"])];
+pub fn isolate_gold(chain: &Chain) -> [Cut; 2] {
+    let cuts = cut_gold();
     await_condition("the WAL receiver notices", Duration::from_secs(40), || {
         let rows = GOLDDR
             .session()
