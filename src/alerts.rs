@@ -96,7 +96,7 @@ pub struct AlertOptions {
 }
 
 /// Sends what a report asks for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Alerter {
     webhook: Option<SecretString>,
     format: WebhookFormat,

@@ -57,6 +57,7 @@ enum Command {
     PortDiscover(commands::port_discover::PortDiscover),
     PgProbe(commands::pg_probe::PgProbe),
     Promote(Box<commands::promote::Promote>),
+    Status(commands::status::Status),
     Hold(commands::operator::Hold),
     Release(commands::operator::Release),
     Approve(commands::operator::Approve),
@@ -119,6 +120,18 @@ impl Session {
     /// The cluster that the flags name, connected at the first call.
     pub async fn cluster(&self) -> anyhow::Result<&Cluster> {
         self.cluster.get_or_try_init(|| Cluster::connect(&self.options)).await
+    }
+
+    /// The same, but changing nothing.
+    #[must_use]
+    pub fn dry(&self) -> Self {
+        Self {
+            dry_run: true,
+            options: self.options.clone(),
+            cluster: self.cluster.clone(),
+            alerter: self.alerter.clone(),
+            lease: Mutex::default(),
+        }
     }
 
     /// What was seen of the local leader's lease by all steps of this process.
@@ -304,6 +317,7 @@ impl Command {
             Self::PortDiscover(_) => "port-discover",
             Self::PgProbe(_) => "pg-probe",
             Self::Promote(_) => "promote",
+            Self::Status(_) => "status",
             Self::Hold(_) => "hold",
             Self::Release(_) => "release",
             Self::Approve(_) => "approve",
@@ -319,6 +333,7 @@ impl Command {
             Self::PortDiscover(command) => command.run(session).await,
             Self::PgProbe(command) => command.run(session).await,
             Self::Promote(command) => command.run(session).await,
+            Self::Status(command) => command.run(session).await,
             Self::Hold(command) => command.run(session).await,
             Self::Release(command) => command.run(session).await,
             Self::Approve(command) => command.run(session).await,

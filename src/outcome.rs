@@ -105,6 +105,8 @@ pub struct Report {
     pub evidence: Vec<Evidence>,
     /// Further fields of the outcome, by command.
     pub details: Map<String, Value>,
+    /// What a person reads on a terminal in place of evidence and details.
+    pub table: Option<String>,
     /// What a person must know of.
     pub alerts: Vec<Alert>,
 }
@@ -112,7 +114,14 @@ pub struct Report {
 impl Report {
     /// A report without evidence.
     pub fn new(conclusion: Conclusion, reason: impl Into<String>) -> Self {
-        Self { conclusion, reason: reason.into(), evidence: Vec::new(), details: Map::new(), alerts: Vec::new() }
+        Self {
+            conclusion,
+            reason: reason.into(),
+            evidence: Vec::new(),
+            details: Map::new(),
+            table: None,
+            alerts: Vec::new(),
+        }
     }
 
     /// Done, and checked.
@@ -195,6 +204,8 @@ pub struct Outcome {
     evidence: Vec<Evidence>,
     #[serde(flatten)]
     details: Map<String, Value>,
+    #[serde(skip)]
+    table: Option<String>,
 }
 
 impl Outcome {
@@ -211,6 +222,7 @@ impl Outcome {
             duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             evidence: report.evidence.clone(),
             details: report.details.clone(),
+            table: report.table.clone(),
         }
     }
 
@@ -246,6 +258,10 @@ impl Outcome {
 
     fn table(&self) -> String {
         let mut text = format!("{}: {}: {}\n", self.command, self.conclusion, self.reason);
+        if let Some(table) = &self.table {
+            text.push_str(table);
+            return text;
+        }
         let width = self.evidence.iter().map(|e| e.guard.len()).max().unwrap_or(0);
         let evidence = self.evidence.iter().map(|Evidence { guard, passed, found, required }| {
             let mark = if *passed { "ok  " } else { "STOP" };
@@ -268,6 +284,7 @@ impl Outcome {
             command: self.command.clone(),
             evidence: self.evidence.clone(),
             details: self.details.clone(),
+            table: None,
             ..*self
         };
         for step in 0.. {

@@ -7,4 +7,5 @@ pub mod pg_probe;
 pub mod port_discover;
 pub mod post_bootstrap;
 pub mod promote;
+pub mod status;
 pub mod witness;

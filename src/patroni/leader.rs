@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::kubernetes::Snapshot;
+use crate::{kubernetes::Snapshot, postgres::Lsn};
 
 /// Who holds the lease, and the stamp that it renews.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +11,12 @@ pub struct LeaderRecord {
     pub leader: String,
     /// When the holder last renewed, by its own clock. Compare two readings with each other, not with our clock.
     pub renew_time: String,
+}
+
+/// The leader's write position, as it last told (`optime`, bytes).
+#[must_use]
+pub fn leader_lsn(map: &Snapshot) -> Option<Lsn> {
+    map.annotations.get("optime")?.parse().ok().map(Lsn)
 }
 
 impl LeaderRecord {

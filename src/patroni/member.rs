@@ -2,16 +2,18 @@
 
 use anyhow::{Context, anyhow};
 use k8s_openapi::api::core::v1::Pod;
-use serde::Deserialize;
+use kube::{ResourceExt, api::ListParams};
+use serde::{Deserialize, Serialize};
 use tokio_postgres::config::Host;
 
+use super::Scope;
 use crate::{
     kubernetes::{Cluster, patiently},
-    postgres::Timeline,
+    postgres::{Lsn, Timeline},
 };
 
 /// A member's role as Patroni names it. The pod's label is no source for it: its values differ by version and configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemberRole {
     /// Leads and accepts writes (`master` before Patroni 4).
@@ -41,6 +43,8 @@ pub struct Member {
     pub port: u16,
     /// The timeline, where Patroni knows it.
     pub timeline: Option<Timeline>,
+    /// The position written, or received and replayed, as Patroni last told.
+    pub lsn: Option<Lsn>,
     /// `streaming` or `in archive recovery`; absent where neither is so, and always before Patroni 3.0.4.
     pub replication_state: Option<String>,
     /// Patroni's version.
@@ -53,6 +57,7 @@ struct Status {
     state: String,
     conn_url: String,
     timeline: Option<Timeline>,
+    xlog_location: Option<u64>,
     replication_state: Option<String>,
     version: Option<String>,
 }
@@ -79,6 +84,20 @@ impl Member {
         Self::parse(name, status).with_context(|| format!("read annotation status of pod {name}"))
     }
 
+    /// Reads all members of a cluster: the pods that Patroni wrote its status to, with the scope as the value of one of their labels
+    /// (which label that is can be configured).
+    pub async fn all(cluster: &Cluster, scope: &Scope) -> anyhow::Result<Vec<Self>> {
+        let (api, parameters) = (cluster.api::<Pod>(), ListParams::default());
+        let pods = patiently(|| api.list(&parameters)).await;
+        let pods = pods.map_err(|error| cluster.explain("list", "pods", "all", error))?;
+        let ours = |pod: &Pod| pod.labels().values().any(|value| *value == scope.0);
+        let members = pods.items.iter().filter(|pod| ours(pod)).filter_map(|pod| {
+            let (name, status) = (pod.name_any(), pod.annotations().get("status")?);
+            Some(Self::parse(&name, status).with_context(|| format!("read annotation status of pod {name}")))
+        });
+        members.collect()
+    }
+
     fn parse(name: &str, text: &str) -> anyhow::Result<Self> {
         let status: Status = serde_json::from_str(text)?;
         let url: tokio_postgres::Config = status.conn_url.parse().context("parse conn_url")?;
@@ -93,6 +112,7 @@ impl Member {
             host,
             port: url.get_ports().first().copied().unwrap_or(5432),
             timeline: status.timeline,
+            lsn: status.xlog_location.map(Lsn),
             replication_state: status.replication_state,
             version: status.version,
         })
@@ -108,7 +128,7 @@ mod tests {
         let v4 = r#"{"conn_url":"postgres://10.88.2.5:5432/postgres","api_url":"http://10.88.2.5:8008/patroni","state":"running","role":"standby_leader","version":"4.0.7","xlog_location":100663296,"replication_state":"streaming","timeline":1}"#;
         let member = Member::parse("pg-0", v4).unwrap();
         assert_eq!((member.role, member.host.as_str(), member.port), (MemberRole::StandbyLeader, "10.88.2.5", 5432));
-        assert_eq!(member.timeline, Some(Timeline(1)));
+        assert_eq!((member.timeline, member.lsn), (Some(Timeline(1)), Some(Lsn(100_663_296))));
         assert!(member.tells_replication_state());
         let v3 = r#"{"conn_url":"postgres://[fd00::5]:5433/postgres","state":"running","role":"master"}"#;
         let member = Member::parse("pg-0", v3).unwrap();
