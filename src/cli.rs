@@ -122,6 +122,12 @@ impl Session {
         self.cluster.get_or_try_init(|| Cluster::connect(&self.options)).await
     }
 
+    /// The context that the flags name.
+    #[must_use]
+    pub fn context(&self) -> Option<&str> {
+        self.options.context.as_deref()
+    }
+
     /// The same, but changing nothing.
     #[must_use]
     pub fn dry(&self) -> Self {
@@ -332,7 +338,7 @@ impl Command {
         match self {
             Self::PortDiscover(command) => command.run(session).await,
             Self::PgProbe(command) => command.run(session).await,
-            Self::Promote(command) => command.run(session).await,
+            Self::Promote(command) => Box::pin(command.run(session)).await,
             Self::Status(command) => command.run(session).await,
             Self::Hold(command) => command.run(session).await,
             Self::Release(command) => command.run(session).await,

@@ -76,6 +76,15 @@ pub fn human(duration: Duration) -> String {
     }
 }
 
+/// Reads `HOST:PORT`; an IPv6 address stands in brackets.
+pub fn host_and_port(text: &str) -> Result<(String, u16), String> {
+    let hint = || format!("{text:?} must be HOST:PORT");
+    let (host, port) = text.rsplit_once(':').ok_or_else(hint)?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let port: u16 = port.parse().map_err(|_| hint())?;
+    if host.is_empty() || port == 0 { Err(hint()) } else { Ok((host.to_owned(), port)) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +112,15 @@ mod tests {
         assert_eq!(Size(1500).to_string(), "1500B");
         for bad in ["", "MiB", "-1", "1XB", "99999999999TiB"] {
             assert!(bad.parse::<Size>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn host_and_port_are_read() {
+        assert_eq!(host_and_port("gold:5432").unwrap(), ("gold".into(), 5432));
+        assert_eq!(host_and_port("[fd00::1]:5432").unwrap(), ("fd00::1".into(), 5432));
+        for bad in ["gold", "gold:", ":5432", "gold:0", "gold:x"] {
+            assert!(host_and_port(bad).is_err(), "{bad}");
         }
     }
 }

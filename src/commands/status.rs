@@ -49,6 +49,8 @@ pub struct Status {
 enum Role {
     Primary,
     Standby,
+    /// Its configuration makes it a primary, and its leader has not told of that yet.
+    Promoting,
     /// Its leader is not what the configuration says, or nobody leads.
     Leaderless,
     /// Its first copy still runs, or was never begun.
@@ -186,6 +188,7 @@ async fn fill(site: &mut Site, cluster: &Cluster, scope: &Scope) -> anyhow::Resu
     site.role = match (config.initialize, leads.map(|member| member.role)) {
         (None, _) => Role::Uninitialized,
         (_, Some(MemberRole::Primary)) if config.standby_cluster.is_none() => Role::Primary,
+        (_, Some(MemberRole::StandbyLeader)) if config.standby_cluster.is_none() => Role::Promoting,
         (_, Some(MemberRole::StandbyLeader)) => Role::Standby,
         _ => Role::Leaderless,
     };
@@ -328,10 +331,11 @@ mod tests {
 
     #[test]
     fn sites_are_judged_together() {
-        use Role::{Leaderless, Primary, Standby, Unknown};
+        use Role::{Leaderless, Primary, Promoting, Standby, Unknown};
         for (roles, conclusion, said) in [
             (&[Primary, Standby][..], Conclusion::Done, "gold leads"),
             (&[Primary, Primary], Conclusion::Unverified, "BOTH SITES LEAD: gold and golddr"),
+            (&[Primary, Promoting], Conclusion::Unverified, "BOTH SITES LEAD"),
             (&[Standby, Standby], Conclusion::Unverified, "no site leads"),
             (&[Leaderless, Standby], Conclusion::Unverified, "no site leads"),
             (&[Unknown, Standby], Conclusion::Failed, "gold can't be asked: timed out"),

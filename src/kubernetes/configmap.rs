@@ -44,7 +44,7 @@ impl Cluster {
     pub async fn find_configmap(&self, name: &str) -> anyhow::Result<Option<Snapshot>> {
         let api = self.api::<ConfigMap>();
         match patiently(|| api.get(name)).await {
-            Ok(map) => Ok(Some(snapshot(map))),
+            Ok(map) => Ok(Some(map.into())),
             Err(error) if is_not_found(&error) => Ok(None),
             Err(error) => Err(self.explain("get", "ConfigMap", name, error)),
         }
@@ -54,7 +54,7 @@ impl Cluster {
     pub async fn configmap(&self, name: &str) -> anyhow::Result<Snapshot> {
         let api = self.api::<ConfigMap>();
         let found = patiently(|| api.get(name)).await;
-        found.map(snapshot).map_err(|error| self.explain("get", "ConfigMap", name, error))
+        found.map(Snapshot::from).map_err(|error| self.explain("get", "ConfigMap", name, error))
     }
 
     /// Creates a ConfigMap with one data key; fails with [`Conflict`] if somebody else was first.
@@ -66,7 +66,7 @@ impl Cluster {
         };
         let (api, parameters) = (self.api::<ConfigMap>(), PostParams::default());
         match patiently(|| api.create(&parameters, &map)).await {
-            Ok(map) => Ok(snapshot(map)),
+            Ok(map) => Ok(map.into()),
             Err(kube::Error::Api(status)) if status.code == 409 => Err(Conflict(name.to_owned()).into()),
             Err(error) => Err(self.explain("create", "ConfigMap", name, error)),
         }
@@ -97,19 +97,21 @@ impl Cluster {
         patch["metadata"]["resourceVersion"] = json!(seen.resource_version);
         let (api, parameters, patch) = (self.api::<ConfigMap>(), PatchParams::default(), Patch::Merge(&patch));
         match patiently(|| api.patch(&seen.name, &parameters, &patch)).await {
-            Ok(map) => Ok(snapshot(map)),
+            Ok(map) => Ok(map.into()),
             Err(kube::Error::Api(status)) if status.code == 409 => Err(Conflict(seen.name.clone()).into()),
             Err(error) => Err(self.explain("patch", "ConfigMap", &seen.name, error)),
         }
     }
 }
 
-fn snapshot(map: ConfigMap) -> Snapshot {
-    Snapshot {
-        name: map.name_any(),
-        uid: map.uid().unwrap_or_default(),
-        resource_version: map.resource_version().unwrap_or_default(),
-        annotations: map.metadata.annotations.unwrap_or_default(),
-        data: map.data.unwrap_or_default(),
+impl From<ConfigMap> for Snapshot {
+    fn from(map: ConfigMap) -> Self {
+        Self {
+            name: map.name_any(),
+            uid: map.uid().unwrap_or_default(),
+            resource_version: map.resource_version().unwrap_or_default(),
+            annotations: map.metadata.annotations.unwrap_or_default(),
+            data: map.data.unwrap_or_default(),
+        }
     }
 }

@@ -21,3 +21,4 @@ mod port_discover;
 mod promotion;
 mod sql;
 mod system;
+mod third_place;

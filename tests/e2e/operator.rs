@@ -13,6 +13,14 @@ fn say(words: &[&str]) -> Ended {
     finish(command.env("KUBECONFIG", kubeconfig_path()))
 }
 
+/// Both sites by their API servers, from this machine.
+fn status(more: &[&str]) -> Ended {
+    let mut command = std::process::Command::new(LIFEBOAT);
+    command.args(["status", "--context", "golddr", "-n", NAMESPACE, "--scope", SCOPE]);
+    command.args(["--peer-context", "gold", "--peer-namespace", NAMESPACE]).args(more);
+    finish(command.env("KUBECONFIG", kubeconfig_path()))
+}
+
 fn annotation(key: &str) -> Option<String> {
     let map = GOLDDR.get(&["configmap", "lifeboat-dr"]);
     map["metadata"]["annotations"][format!("lifeboat/{key}")].as_str().map(ToOwned::to_owned)
@@ -22,6 +30,11 @@ fn annotation(key: &str) -> Option<String> {
 fn operator_holds_releases_and_approves_with_who_and_why_in_the_audit() {
     let pair = Pair::ready();
     let chain = Chain::calm(&pair);
+    let calm = status(&["--quick"]);
+    assert_eq!((calm.code, calm.reason()), (Some(0), "context gold leads"), "{calm:#?}");
+    let sites = &calm.outcome["sites"];
+    assert_eq!((&sites[0]["role"], &sites[1]["role"]), (&"standby".into(), &"primary".into()));
+    assert_eq!(sites[0]["members"].as_array().unwrap().len(), 2);
     let early = say(&["approve", "--reason", "just in case"]);
     assert_eq!((early.code, annotation("approve")), (Some(3), None), "{early:#?}");
     assert_eq!(say(&["hold"]).code, Some(2), "a hold without a reason");
@@ -34,6 +47,14 @@ fn operator_holds_releases_and_approves_with_who_and_why_in_the_audit() {
         "{held:#?}"
     );
     assert_eq!(say(&["hold", "--reason", "drill", "--for", "1h"]).code, Some(0));
+    let shown = status(&[]);
+    let stopped: Vec<_> =
+        shown.outcome["promotion"]["evidence"].as_array().unwrap().iter().filter(|e| e["passed"] == false).collect();
+    assert!(
+        stopped.iter().any(|e| e["guard"] == "hold") && stopped.iter().any(|e| e["guard"] == "second-path"),
+        "{shown:#?}"
+    );
+    assert_eq!((shown.code, annotation("hold").is_some()), (Some(0), true), "a look changes nothing");
     assert!(annotation("maintenance-until").is_some());
 
     let _cuts = isolate_gold(&chain);
@@ -50,6 +71,9 @@ fn operator_holds_releases_and_approves_with_who_and_why_in_the_audit() {
     assert_eq!(approved.code, Some(0), "{approved:#?}");
     let promoted = chain.run(&["--mode", "approve"]);
     assert_eq!((promoted.code, &promoted.outcome["outcome"]), (Some(0), &"done".into()), "{promoted:#?}");
+    let both = status(&["--quick"]);
+    assert_eq!(both.code, Some(4), "{both:#?}");
+    assert!(both.reason().starts_with("BOTH SITES LEAD"), "{both:#?}");
     let record = GOLDDR.record();
     assert_eq!((&record["promotion"]["by"], annotation("approve")), (&"approved".into(), None), "{record:#}");
     for said in [

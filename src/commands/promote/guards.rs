@@ -10,7 +10,7 @@ use crate::{
     outcome::Evidence,
     patroni::MemberRole,
     postgres::{Lsn, SystemId, Timeline},
-    probe::Verdict,
+    probe::{self, Verdict},
     site::{PeerLease, SiteRecord},
 };
 
@@ -198,7 +198,7 @@ pub fn guards(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Vec<Eviden
     all.extend(facts.guard.witnesses.iter().map(|said| witness(said, facts, record, policy)));
     all.extend(facts.guard.second_path.as_ref().map(|path| second_path(path, facts.now)));
     if facts.confirm.is_none() && policy.mode == Mode::Auto {
-        all.push(third_party(&facts.guard, policy));
+        all.push(third_party(facts, policy));
     }
     all.extend([
         hold(&facts.guard),
@@ -368,9 +368,10 @@ fn second_path(path: &SecondPath, now: Timestamp) -> Evidence {
 }
 
 /// Two sites alone can't tell a dead peer from a cut link.
-fn third_party(facts: &GuardFacts, policy: &Policy) -> Evidence {
-    let required = "a witness or a second path, or --accept-split-brain";
-    let asked = facts.witnesses.len() + usize::from(facts.second_path.is_some());
+fn third_party(facts: &Facts, policy: &Policy) -> Evidence {
+    let required = "a witness, a second path or a probe through the peer's API server; or --accept-split-brain";
+    let by_api = facts.probe.as_ref().is_ok_and(|probe| probe.path == probe::Path::Api);
+    let asked = facts.guard.witnesses.len() + usize::from(facts.guard.second_path.is_some()) + usize::from(by_api);
     let found = if policy.accept_split_brain {
         format!("{asked} asked; a split brain is accepted")
     } else {

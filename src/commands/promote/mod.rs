@@ -21,11 +21,13 @@ use crate::{
     alerts::Alert,
     cli::{Session, failure, misconfigured},
     flags::{self, Size},
+    intercom::Intercom,
     kill_point::kill_point,
     kubernetes::{Cluster, Conflict, Snapshot},
     outcome::{Conclusion, Report},
     patroni::{ClusterConfig, Scope},
     postgres::{Credentials, TlsOptions},
+    probe,
     site::{APPROVE, HOLD, MAINTENANCE, Phase, SiteRecord},
 };
 use decide::{Confirm, Decision, Mode, Plan, Policy, decide};
@@ -93,6 +95,10 @@ pub struct Promote {
     /// Patroni's scope on the peer's site (default: --scope)
     #[arg(long, env = "LIFEBOAT_PEER_SCOPE", value_name = "NAME", requires = "peer_context")]
     peer_scope: Option<Scope>,
+
+    /// Address of this site's primary, where its pods' own addresses can't be reached: from outside the cluster
+    #[arg(long, env = "LIFEBOAT_PRIMARY", value_name = "HOST:PORT", value_parser = flags::host_and_port)]
+    primary: Option<(String, u16)>,
 
     /// Let mode auto decide without a witness or a second path, though a cut link then makes two primaries
     #[arg(long, env = "LIFEBOAT_ACCEPT_SPLIT_BRAIN")]
@@ -173,7 +179,13 @@ impl Promote {
     }
 
     fn policy(&self) -> anyhow::Result<Policy> {
-        let third_party = !self.witness.is_empty() || self.peer_context.is_some() || self.accept_split_brain;
+        // A probe through the peer's own API server is a second path by itself.
+        let by_api = || {
+            let probe = Intercom::new(&self.dir).read_probe(Timestamp::now(), self.facts_max_age);
+            probe.is_ok_and(|probe| probe.path == probe::Path::Api)
+        };
+        let third_party =
+            !self.witness.is_empty() || self.peer_context.is_some() || self.accept_split_brain || by_api();
         if self.mode == Mode::Auto && !self.confirm && !third_party {
             return misconfigured(Err(anyhow!(
                 "mode auto needs --witness or --peer-context: two sites alone can't tell a dead peer from a cut link \

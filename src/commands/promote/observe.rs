@@ -128,13 +128,14 @@ impl Promote {
         tokio::time::timeout(LOCAL_TIMEOUT, ask).await.with_context(|| format!("ask local leader {}", member.name))?
     }
 
-    /// The local leader by its pod's own address: no Service stands between.
+    /// The local leader by its pod's own address, so that no Service stands between; or by the address that was given.
     pub fn local_server(&self, member: &Member) -> anyhow::Result<Server> {
+        let (host, port) = self.primary.clone().unwrap_or_else(|| (member.host.clone(), member.port));
         Ok(Server {
-            host: member.host.clone(),
-            port: member.port,
+            password: self.credentials.password(&host, port)?,
+            host,
+            port,
             credentials: self.credentials.clone(),
-            password: self.credentials.password(&member.host, member.port)?,
             tls: self.tls.clone(),
         })
     }

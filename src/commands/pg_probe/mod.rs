@@ -3,6 +3,8 @@
 //! It exits 0 for every verdict that it could establish, `unreachable` and `misconfigured` too, so that the next step runs and
 //! can report; it fails only where it could not do its own work.
 
+mod api;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -16,6 +18,7 @@ use crate::{
     flags,
     intercom::{self, Intercom},
     outcome::{Conclusion, Report},
+    patroni::Scope,
     postgres::{self, Credentials, Server, TlsOptions},
     probe::{self, Attempt, PeerFacts, ProbeFacts, Verdict, conclude},
 };
@@ -24,16 +27,25 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub struct PgProbe {
     /// Host to probe
-    #[arg(long, env = "PGHOST")]
-    host: String,
+    #[arg(long, env = "PGHOST", required_unless_present = "scope")]
+    host: Option<String>,
 
     /// Port to probe
-    #[arg(long, env = "PGPORT", value_parser = clap::value_parser!(u16).range(1..), required_unless_present = "port_file")]
+    #[arg(long, env = "PGPORT", value_parser = clap::value_parser!(u16).range(1..), required_unless_present_any = ["port_file", "scope"])]
     port: Option<u16>,
 
     /// File that holds the port, as port-discover writes it; it wins over --port
     #[arg(long, env = "LIFEBOAT_PORT_FILE", value_name = "FILE")]
     port_file: Option<PathBuf>,
+
+    /// Ask the peer's own API server (--context) in place of its PostgreSQL: whether the leader of this scope of Patroni renews its lease
+    #[arg(long, env = "LIFEBOAT_SCOPE", value_name = "NAME", conflicts_with_all = ["host", "port", "port_file"])]
+    scope: Option<Scope>,
+
+    /// With --scope: this runs outside both sites, so that an API server which can't be reached counts as unreachable. On the standby's own
+    /// site it says nothing: the link may be cut
+    #[arg(long, env = "LIFEBOAT_THIRD_PLACE", requires = "scope")]
+    third_place: bool,
 
     #[command(flatten)]
     credentials: Credentials,
@@ -69,23 +81,39 @@ impl PgProbe {
         if !session.dry_run {
             intercom.clear_probe()?;
         }
-        let port = match &self.port_file {
-            Some(file) => intercom::read_port(file),
-            None => Ok(self.port.unwrap_or_default()),
-        };
-        let facts = match port {
-            Ok(port) => {
-                let password = misconfigured(self.credentials.password(&self.host, port))?;
-                let server =
-                    Server { host: self.host.clone(), port, credentials: self.credentials, password, tls: self.tls };
-                probe_server(&server, self.attempts, self.interval, self.timeout).await
-            }
-            Err(error) => no_port(&self.host, &format!("{error:#}")),
+        let facts = match &self.scope {
+            Some(scope) => self.probe_api(session, scope).await?,
+            None => self.probe_postgresql().await?,
         };
         if !session.dry_run {
             intercom.write_probe(&facts)?;
         }
         Ok(report(&facts, self.require, &self.dir))
+    }
+
+    async fn probe_postgresql(&self) -> anyhow::Result<ProbeFacts> {
+        let host = self.host.clone().unwrap_or_default();
+        let port = match &self.port_file {
+            Some(file) => intercom::read_port(file),
+            None => Ok(self.port.unwrap_or_default()),
+        };
+        Ok(match port {
+            Ok(port) => {
+                let password = misconfigured(self.credentials.password(&host, port))?;
+                let (credentials, tls) = (self.credentials.clone(), self.tls.clone());
+                let server = Server { host, port, credentials, password, tls };
+                probe_server(&server, self.attempts, self.interval, self.timeout).await
+            }
+            Err(error) => no_port(&host, &format!("{error:#}")),
+        })
+    }
+
+    async fn probe_api(&self, session: &Session, scope: &Scope) -> anyhow::Result<ProbeFacts> {
+        let place = misconfigured(api::place_of(session.context()))?;
+        let cluster = session.cluster().await?;
+        let look =
+            api::Look { place, scope, attempts: self.attempts, interval: self.interval, third_place: self.third_place };
+        Ok(look.probe(cluster).await)
     }
 }
 
