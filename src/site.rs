@@ -223,9 +223,13 @@ impl SiteRecord {
         same != *before || newer || self.witnesses.len() != before.witnesses.len()
     }
 
-    /// Whether people know of this already: told of the same kind within `repeat`, and of nothing else since.
+    /// Whether people know of this already: told of the same kind within `repeat`, and of nothing else since. Of each promotion they are
+    /// told once.
     #[must_use]
     pub fn knows_alert(&self, kind: &str, now: Timestamp, repeat: Duration) -> bool {
+        if kind == "Promoted" {
+            return self.promotion.as_ref().is_some_and(|promotion| promotion.announced.is_some());
+        }
         let repeat = SignedDuration::try_from(repeat).unwrap_or(SignedDuration::MAX);
         self.last_alert.as_ref().is_some_and(|last| last.kind == kind && now.duration_since(last.time) < repeat)
     }

@@ -62,6 +62,10 @@ pub struct PortDiscover {
     #[arg(long, env = "LIFEBOAT_SKIP_IF_INITIALIZED", value_name = "SCOPE")]
     skip_if_initialized: Option<Scope>,
 
+    /// A missing Service is no error and not waited for: the steps behind do without the peer
+    #[arg(long, env = "LIFEBOAT_OPTIONAL", conflicts_with_all = ["skip_if_initialized", "skip_if_promoted"])]
+    optional: bool,
+
     /// Where the site of this scope was promoted, a missing Service is no error and not waited for
     #[arg(long, env = "LIFEBOAT_SKIP_IF_PROMOTED", value_name = "SCOPE", conflicts_with = "skip_if_initialized")]
     skip_if_promoted: Option<Scope>,
@@ -107,6 +111,9 @@ impl PortDiscover {
 
     /// Why no port is needed, where a flag asks for that.
     async fn not_needed(&self, cluster: &Cluster) -> anyhow::Result<Option<String>> {
+        if self.optional {
+            return Ok(Some("nobody waits for it".to_owned()));
+        }
         let Some(scope) = self.skip_if_initialized.as_ref().or(self.skip_if_promoted.as_ref()) else { return Ok(None) };
         if self.skip_if_initialized.is_some()
             && let Some(map) = cluster.find_configmap(&scope.config()).await?
@@ -228,6 +235,7 @@ mod tests {
             wait: Duration::ZERO,
             dir: "/intercom".into(),
             skip_if_initialized: None,
+            optional: false,
             skip_if_promoted: None,
         }
     }

@@ -211,9 +211,10 @@ async fn fill(site: &mut Site, cluster: &Cluster, scope: &Scope) -> anyhow::Resu
 
 /// What the sites are together. One site alone is judged by itself.
 fn conclude(sites: &[Site]) -> (Conclusion, String) {
-    let names =
-        |role| sites.iter().filter(|site| site.role == role).map(|site| site.place.as_str()).collect::<Vec<_>>();
-    let (leading, unknown) = (names(Role::Primary), names(Role::Unknown));
+    let names = |roles: &[Role]| -> Vec<&str> {
+        sites.iter().filter(|site| roles.contains(&site.role)).map(|site| site.place.as_str()).collect()
+    };
+    let (leading, unknown) = (names(&[Role::Primary, Role::Promoting]), names(&[Role::Unknown]));
     let ids: Vec<SystemId> = sites.iter().filter_map(|site| site.system_id).collect();
     if ids.windows(2).any(|pair| pair[0] != pair[1]) {
         return (

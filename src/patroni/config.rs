@@ -4,12 +4,17 @@ use anyhow::{Context, anyhow};
 use serde_json::Value;
 
 use super::Document;
-use crate::{kubernetes::Snapshot, postgres::SystemId};
+use crate::{
+    kubernetes::Snapshot,
+    postgres::{SystemId, Timeline},
+};
 
 /// The annotation that holds the dynamic configuration.
 const CONFIG: &str = "config";
 /// The annotation that holds the system identifier, once the cluster was bootstrapped.
 const INITIALIZE: &str = "initialize";
+/// The annotation that holds the history of timelines.
+const HISTORY: &str = "history";
 /// What `sed s/standby_cluster/null/g` made of the key: a site that was promoted so has this instead.
 const SED_LEFTOVER: &str = "null";
 
@@ -43,6 +48,8 @@ pub struct ClusterConfig {
     pub retry_timeout: u64,
     /// The system identifier, once the cluster was bootstrapped.
     pub initialize: Option<SystemId>,
+    /// The timeline after the last switch that Patroni wrote down (`history`).
+    pub timeline: Option<Timeline>,
 }
 
 impl ClusterConfig {
@@ -62,6 +69,7 @@ impl ClusterConfig {
             None => Self { loop_wait: 10, ttl: 30, retry_timeout: 10, ..Self::default() },
         };
         config.initialize = initialize;
+        config.timeline = annotation(HISTORY).and_then(timeline_of);
         Ok(config)
     }
 
@@ -81,6 +89,7 @@ impl ClusterConfig {
             ttl: seconds("ttl", 30)?,
             retry_timeout: seconds("retry_timeout", 10)?,
             initialize: None,
+            timeline: None,
         })
     }
 
@@ -108,6 +117,13 @@ impl ClusterConfig {
         }
         Ok(document.with("standby_cluster", &standby))
     }
+}
+
+/// The history is a list of switches, each with the timeline that it ended (Patroni: `TimelineHistory`).
+fn timeline_of(history: &str) -> Option<Timeline> {
+    let lines: Vec<Vec<Value>> = serde_json::from_str(history).ok()?;
+    let last = lines.last()?.first()?.as_u64()?;
+    u32::try_from(last + 1).ok().map(Timeline)
 }
 
 /// Patroni takes a cluster for a standby cluster if one of `host`, `port` and `restore_command` is set
@@ -156,6 +172,20 @@ mod tests {
             [r#"{"standby_cluster": {}}"#, r#"{"standby_cluster": null}"#, "{}", r#"{"standby_cluster": {"host": ""}}"#]
         {
             assert_eq!(read(text).unwrap().standby_cluster, None, "{text}");
+        }
+    }
+
+    #[test]
+    fn timeline_is_the_one_after_the_last_switch() {
+        for (history, timeline) in [
+            (r#"[[1,83886080,"no recovery target specified","2026-01-01T00:00:00+00:00","pg-0"],[2,9,"x"]]"#, Some(3)),
+            ("[]", None),
+            ("", None),
+            ("{", None),
+        ] {
+            let mut map = Snapshot::default();
+            map.annotations.insert("history".into(), history.into());
+            assert_eq!(ClusterConfig::read(&map).unwrap().timeline, timeline.map(Timeline), "{history}");
         }
     }
 

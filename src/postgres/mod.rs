@@ -2,11 +2,13 @@
 
 mod classify;
 mod connect;
+mod control_file;
 mod identity;
 pub mod pgpass;
 mod tls;
 
 pub use classify::{Failed, attempt};
 pub use connect::{Connected, Credentials, Server, connect};
+pub use control_file::ControlFile;
 pub use identity::{IDENTITY_QUERY, Lsn, SystemId, Timeline, identity, simple_row};
 pub use tls::{SslMode, TlsOptions};

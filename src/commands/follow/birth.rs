@@ -1,17 +1,25 @@
 //! Before Patroni starts: its whole configuration, with `standby_cluster` where this site must be born as a standby.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, anyhow, bail};
+use jiff::Timestamp;
 use serde_json::{Value, json};
+use tracing::info;
 
-use super::Follow;
+use super::{Follow, running::ROUNDS};
 use crate::{
+    alerts::Alert,
     cli::{Session, misconfigured},
-    intercom::Intercom,
-    kubernetes::Cluster,
-    outcome::{Refused, Report},
+    intercom::{Intercom, read_facts},
+    kubernetes::{Cluster, Conflict},
+    outcome::{Conclusion, Refused, Report},
     patroni::ClusterConfig,
+    postgres::{ControlFile, Timeline},
+    probe::{ProbeFacts, Verdict},
     site::Phase,
 };
 
@@ -21,8 +29,10 @@ struct Facts {
     /// Patroni's records of a cluster that exists already.
     config: ClusterConfig,
     phase: Option<Phase>,
-    /// The data directory holds a database.
-    has_data: bool,
+    /// What the data directory holds.
+    data: Option<ControlFile>,
+    /// What the probe met at the peer right now, where one ran.
+    peer: Option<ProbeFacts>,
 }
 
 /// How.
@@ -32,16 +42,34 @@ enum Birth {
     AsItIs(String),
     /// As the standby of its peer.
     Standby,
-    /// Not at all.
+    /// Not at all: nobody knows whose data it is.
     Refused(String),
+    /// Not at all: the peer leads with what was our data.
+    Held(String),
 }
+
+/// The name of the alert about an old primary that is kept from leading.
+const HELD: &str = "OldPrimaryHeld";
+/// Patroni's own copy of its dynamic configuration, in the data directory.
+const DYNAMIC: &str = "patroni.dynamic.json";
 
 impl Follow {
     pub(super) async fn prepare_birth(&self, session: &Session) -> anyhow::Result<Report> {
-        let facts = self.observe_birth(session.cluster().await?).await?;
+        let cluster = session.cluster().await?;
+        let facts = self.observe_birth(cluster).await?;
         let birth = self.decide_birth(&facts);
+        let held = matches!(birth, Birth::Held(_));
+        if !session.dry_run && held != (facts.phase == Some(Phase::Held)) {
+            self.record_hold(cluster, held).await?;
+        }
         let (standby_cluster, reason) = match birth {
             Birth::Refused(why) => return Err(anyhow!(why).context(Refused)),
+            Birth::Held(why) => {
+                let mut report = Report::new(Conclusion::Refused, why);
+                report.alerts.push(Alert::warning(HELD, report.reason.clone()));
+                session.tell("follow", &mut report, &self.scope, self.alert_repeat).await;
+                return Ok(report);
+            }
             Birth::AsItIs(why) => (None, why),
             Birth::Standby => {
                 let (host, port) = self.peer()?;
@@ -53,6 +81,9 @@ impl Follow {
         if session.dry_run {
             return Ok(Report::nothing_to_do(reason).with("standby_cluster", &standby_cluster));
         }
+        if facts.config.initialize.is_none() {
+            self.set_aside_old_configuration()?;
+        }
         self.write_birth(&rendered)?;
         Ok(Report::done(reason).with("standby_cluster", &standby_cluster))
     }
@@ -63,17 +94,76 @@ impl Follow {
             None => ClusterConfig::default(),
         };
         let phase = cluster.find_site_record(&self.scope).await?.map(|(record, _)| record.phase);
-        Ok(Facts { config, phase, has_data: self.has_data()? })
+        let data = self.data_dir.as_deref().map(ControlFile::find).transpose()?.flatten();
+        // A peer that can't be asked is no reason not to start.
+        let probe = |file: &PathBuf| read_facts(file, Timestamp::now(), self.facts_max_age);
+        let peer = self.probe_file.as_ref().and_then(|file| probe(file).map_err(|error| info!("{error:#}")).ok());
+        Ok(Facts { config, phase, data, peer })
     }
 
-    /// `pg_basebackup` copies `global/pg_control` last, so an interrupted copy has none and counts as no database.
-    fn has_data(&self) -> anyhow::Result<bool> {
-        let Some(dir) = &self.data_dir else { return Ok(false) };
-        let control = dir.join("global/pg_control");
-        control.try_exists().with_context(|| format!("look for {}", control.display()))
+    /// The record says that this site must not lead, or no longer so.
+    async fn record_hold(&self, cluster: &Cluster, held: bool) -> anyhow::Result<()> {
+        for _ in 0..ROUNDS {
+            let (mut record, map) = cluster.site_record(&self.scope, &self.site).await?;
+            let event = if held {
+                "held: the peer leads with what was our data"
+            } else {
+                "no longer held: the peer does not lead"
+            };
+            record.note(Timestamp::now(), event);
+            record.phase = if held { Phase::Held } else { Phase::Watching };
+            match cluster.write_site_record(&self.scope, &record, map.as_ref(), &[]).await {
+                Err(error) if error.downcast_ref::<Conflict>().is_some() => {}
+                result => return result.map(drop),
+            }
+        }
+        bail!("ConfigMap {} kept changing under {ROUNDS} attempts", self.scope.state())
+    }
+
+    /// Without records of the cluster Patroni would take the configuration that an earlier one left in the data directory, with a peer of
+    /// long ago perhaps. It stays beside it under another name.
+    fn set_aside_old_configuration(&self) -> anyhow::Result<()> {
+        let Some(old) = self.data_dir.as_ref().map(|dir| dir.join(DYNAMIC)) else { return Ok(()) };
+        let aside = old.with_extension(format!("json.{}", Timestamp::now().as_second()));
+        match fs::rename(&old, &aside) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("rename {}", old.display())),
+            Ok(()) => {
+                info!("{} of an earlier cluster is set aside as {}", old.display(), aside.display());
+                Ok(())
+            }
+        }
+    }
+
+    /// Why this site must not start as it is: its peer leads with the same database. A site that was promoted gives way to a later
+    /// promotion only.
+    fn peer_leads(&self, facts: &Facts) -> Option<String> {
+        let peer = facts.peer.as_ref().filter(|probe| probe.verdict == Verdict::Healthy)?;
+        let ours = facts.config.initialize.or(facts.data.map(|data| data.system_id));
+        if facts.config.standby_cluster.is_some() || ours.is_none() || peer.peer.system_id != ours {
+            return None;
+        }
+        let theirs = peer.peer.timeline.filter(|_| peer.peer.in_recovery == Some(false))?;
+        let timeline = facts.config.timeline.max(facts.data.map(|data| data.timeline)).unwrap_or(Timeline(1));
+        let newer = if facts.phase == Some(Phase::Promoted) { theirs > timeline } else { theirs >= timeline };
+        newer.then(|| {
+            format!(
+                "{} leads with this database on timeline {theirs} (ours is {timeline}): site {} would be a second primary, and does not start. \
+                 Nothing is changed. To follow the new primary, make this site its standby: runbook, \"The way back\". To lead again here, end \
+                 the other site first",
+                peer.host, self.site
+            )
+        })
     }
 
     fn decide_birth(&self, facts: &Facts) -> Birth {
+        if let Some(why) = self.peer_leads(facts) {
+            return if self.is_standby(facts.phase, &facts.config) && facts.config.initialize.is_none() {
+                self.decide_standby(facts)
+            } else {
+                Birth::Held(why)
+            };
+        }
         if let Some(id) = facts.config.initialize {
             return Birth::AsItIs(format!("the cluster exists (system id {id}): Patroni's own records rule"));
         }
@@ -85,7 +175,11 @@ impl Follow {
             };
             return Birth::AsItIs(format!("site {} {why}", self.site));
         }
-        if facts.has_data {
+        self.decide_standby(facts)
+    }
+
+    fn decide_standby(&self, facts: &Facts) -> Birth {
+        if facts.data.is_some() {
             let dir = self.data_dir.as_deref().unwrap_or(Path::new("PGDATA")).display();
             return Birth::Refused(format!(
                 "{dir} holds a database, but the cluster of scope {} is not initialized: whose data it is can't be known. To make \
@@ -145,7 +239,7 @@ impl Follow {
 #[cfg(test)]
 mod tests {
     use super::{super::Role, *};
-    use crate::postgres::SystemId;
+    use crate::{postgres::SystemId, probe::PeerFacts};
 
     fn follow(role: Role) -> Follow {
         Follow {
@@ -171,10 +265,11 @@ mod tests {
     #[test]
     fn birth_follows_the_records_before_the_flag() {
         let none = Facts::default();
+        let control = Some(ControlFile { system_id: SystemId(7), timeline: Timeline(2) });
         let config = ClusterConfig { initialize: Some(SystemId(7)), ..ClusterConfig::default() };
-        let data = Facts { has_data: true, ..none.clone() };
-        let promoted = Facts { phase: Some(Phase::Promoted), has_data: true, ..none.clone() };
-        let exists = Facts { config, has_data: true, ..none.clone() };
+        let data = Facts { data: control, ..none.clone() };
+        let promoted = Facts { phase: Some(Phase::Promoted), data: control, ..none.clone() };
+        let exists = Facts { config, data: control, ..none.clone() };
         let decide = |role, facts: &Facts| follow(role).decide_birth(facts);
         assert_eq!(decide(Role::Standby, &none), Birth::Standby);
         assert!(matches!(decide(Role::Active, &none), Birth::AsItIs(_)));
@@ -186,6 +281,46 @@ mod tests {
         assert_eq!(decide(Role::Standby, &decided), Birth::Standby, "a promotion that is only decided made no primary");
         let following = Facts { phase: Some(Phase::Following), ..none };
         assert_eq!(decide(Role::Active, &following), Birth::Standby);
+    }
+
+    #[test]
+    fn old_primary_whose_peer_leads_does_not_start() {
+        let peer = |system_id, timeline, in_recovery| {
+            let (system_id, timeline) = (Some(SystemId(system_id)), Some(Timeline(timeline)));
+            let peer = PeerFacts { system_id, timeline, in_recovery: Some(in_recovery), lsn: None };
+            Some(ProbeFacts { peer, ..ProbeFacts::of_verdict(Verdict::Healthy) })
+        };
+        let config =
+            ClusterConfig { initialize: Some(SystemId(7)), timeline: Some(Timeline(2)), ..ClusterConfig::default() };
+        let gold = |peer| Facts { config: config.clone(), peer, ..Facts::default() };
+        let held = |facts: &Facts| matches!(follow(Role::Active).decide_birth(facts), Birth::Held(_));
+        assert!(held(&gold(peer(7, 3, false))), "the peer was promoted");
+        assert!(held(&gold(peer(7, 2, false))), "the peer was promoted while we switched too");
+        assert!(!held(&gold(peer(7, 1, false))), "the peer is the older one");
+        assert!(!held(&gold(peer(7, 3, true))) && !held(&gold(peer(8, 3, false))) && !held(&gold(None)));
+        let gone = peer(7, 3, false).map(|probe| ProbeFacts { verdict: Verdict::Unreachable, ..probe });
+        assert!(!held(&gold(gone)));
+        let promoted = |peer| Facts { phase: Some(Phase::Promoted), ..gold(peer) };
+        assert!(!held(&promoted(peer(7, 2, false))) && held(&promoted(peer(7, 3, false))));
+        // Installed anew over kept volumes: Patroni's records are gone, the data directory tells who we were.
+        let data = Some(ControlFile { system_id: SystemId(7), timeline: Timeline(2) });
+        let kept = |peer| Facts { data, peer, ..Facts::default() };
+        assert!(held(&kept(peer(7, 3, false))) && !held(&kept(peer(7, 3, true))));
+        let standby = follow(Role::Standby);
+        assert_eq!(standby.decide_birth(&Facts { peer: peer(7, 3, false), ..Facts::default() }), Birth::Standby);
+        assert!(matches!(standby.decide_birth(&kept(peer(7, 3, false))), Birth::Refused(_)));
+    }
+
+    #[test]
+    fn configuration_of_an_earlier_cluster_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let follow = Follow { data_dir: Some(dir.path().into()), ..follow(Role::Active) };
+        follow.set_aside_old_configuration().unwrap();
+        fs::write(dir.path().join(DYNAMIC), "{}").unwrap();
+        follow.set_aside_old_configuration().unwrap();
+        let names: Vec<String> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        assert!(names.len() == 1 && names[0].starts_with("patroni.dynamic.json."), "{names:?}");
     }
 
     #[test]

@@ -80,9 +80,9 @@ pub struct Follow {
     #[arg(long, env = "LIFEBOAT_MERGE_FILE", value_name = "FILE", conflicts_with = "bootstrap_file")]
     merge_file: Option<PathBuf>,
 
-    /// Correct host, port and slot only where this probe of the same run (`probe.json`) met the peer itself, alive and leading; else, and
-    /// where they are right, do nothing
-    #[arg(long, env = "LIFEBOAT_PROBE_FILE", value_name = "FILE", conflicts_with_all = ["bootstrap_file", "merge_file"])]
+    /// This run's probe of the peer (`probe.json`). On a running cluster: correct host, port and slot only where it met the peer itself, alive
+    /// and leading; else, and where they are right, do nothing. With --bootstrap-file: do not start a second primary beside it
+    #[arg(long, env = "LIFEBOAT_PROBE_FILE", value_name = "FILE", conflicts_with = "merge_file")]
     probe_file: Option<PathBuf>,
 
     /// With --probe-file: a probe older than this is refused
@@ -102,8 +102,8 @@ impl Follow {
     /// Renders the configuration of a cluster to be born, or mends that of a running one.
     pub async fn run(self, session: &Session) -> anyhow::Result<Report> {
         match &self.probe_file {
+            _ if self.bootstrap_file.is_some() => self.prepare_birth(session).await,
             Some(file) => self.mend_drift(session, file).await,
-            None if self.bootstrap_file.is_some() => self.prepare_birth(session).await,
             None => self.mend_running(session).await,
         }
     }

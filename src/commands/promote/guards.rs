@@ -37,9 +37,9 @@ pub enum Guard {
     SystemId,
     /// Our timeline descends from the peer's.
     Timeline,
-    /// Every witness answers and is blind too.
+    /// Every witness answers, is blind too, and saw the peer right before the outage.
     Witness,
-    /// The peer's own API server shows no leader.
+    /// The peer's own API server shows a lease that nobody has renewed for its time to live.
     SecondPath,
     /// Somebody besides the two sites was asked.
     #[value(skip)]

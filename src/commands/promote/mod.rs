@@ -80,7 +80,7 @@ pub struct Promote {
     #[arg(long, env = "LIFEBOAT_COOLDOWN", value_name = "DURATION", default_value = "10m", value_parser = flags::duration)]
     cooldown: Duration,
 
-    /// Witness at a third place that must answer and be blind too (may be repeated)
+    /// Witness at a third place that must answer, be blind too, and have seen the peer right before (may be repeated)
     #[arg(long, env = "LIFEBOAT_WITNESS", value_name = "URL", value_delimiter = ',')]
     witness: Vec<String>,
 
