@@ -19,6 +19,7 @@ mod operator;
 mod pair;
 mod port_discover;
 mod promotion;
+mod release;
 mod sql;
 mod system;
 mod third_place;

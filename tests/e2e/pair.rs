@@ -57,8 +57,10 @@ impl Site {
 
     /// Patroni's dynamic configuration, as its text.
     pub fn config_text(self) -> String {
-        let map = self.get(&["configmap", "lifeboat-config"]);
-        map["metadata"]["annotations"]["config"].as_str().unwrap_or_default().to_owned()
+        let Ok(map) = self.try_kubectl(&["get", "configmap", "lifeboat-config", "-o", "json"]) else {
+            return String::new();
+        };
+        json(&map)["metadata"]["annotations"]["config"].as_str().unwrap_or_default().to_owned()
     }
 
     pub fn is_standby(self) -> bool {
@@ -130,14 +132,23 @@ impl Pair {
             *installed = true;
         }
         run(cluster_script("link").arg("restore"));
+        // While GoldDR leads, Gold would not start: the promoted site goes first.
+        let promoted = !GOLDDR.is_standby();
+        if promoted {
+            remove(GOLDDR);
+        }
         if GOLD.try_kubectl(&["get", "namespace", NAMESPACE]).is_err() {
             run(cluster_script("up").arg("gold"));
+        }
+        if promoted && GOLD.try_session("postgres", "postgres").is_err() {
+            // Else the kubelet waits up to five minutes before it starts a member that was held again.
+            delete_members(GOLD);
         }
         await_condition("Gold accepts writes", Duration::from_mins(2), || {
             let session = GOLD.try_session("postgres", "postgres")?;
             session.try_query("SELECT pg_logical_emit_message(true, 'e2e', 'ready')").map(drop)
         });
-        if !GOLDDR.is_standby() {
+        if promoted {
             reinstall_standby();
         }
         for annotation in ["lifeboat/hold-", "lifeboat/approve-", "lifeboat/maintenance-until-"] {
@@ -206,7 +217,7 @@ fn install_both() {
     println!("both sites installed in {:?}", begun.elapsed());
 }
 
-fn install(site: Site, more: &[&str]) {
+pub fn install(site: Site, more: &[&str]) {
     let values = project(&format!("helm/lifeboat/values-{}.yaml", site.name));
     let chart = project("helm/lifeboat");
     let common = ["install", SCOPE, chart.to_str().unwrap(), "-f", values.to_str().unwrap(), "--wait", "--timeout=3m"];
@@ -214,7 +225,7 @@ fn install(site: Site, more: &[&str]) {
 }
 
 /// The CronJob sleeps unless a test wakes it.
-fn install_standby() {
+pub fn install_standby() {
     install(
         GOLDDR,
         &[
@@ -227,10 +238,14 @@ fn install_standby() {
 /// A promoted site can't be made a standby in place: it gets new volumes and a new record.
 fn reinstall_standby() {
     let begun = Instant::now();
-    remove(GOLDDR);
     run(cluster_script("recycle-volumes").arg("golddr"));
     install_standby();
     println!("GoldDR installed anew in {:?}", begun.elapsed());
+}
+
+/// All members at once, as after a power loss.
+pub fn delete_members(site: Site) {
+    site.kubectl(&["delete", "pods", "-l", "application=patroni", "--force", "--grace-period=0"]);
 }
 
 fn remove(site: Site) {
