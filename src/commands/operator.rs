@@ -42,7 +42,7 @@ pub struct Hold {
     span: Option<Duration>,
 }
 
-/// Lift a hold and a maintenance of this site
+/// Lift a hold and a maintenance of this site; let an old primary that is held lead again
 #[derive(Debug, clap::Args)]
 pub struct Release {
     #[command(flatten)]
@@ -65,6 +65,7 @@ pub struct Approve {
 struct Change {
     annotations: Vec<(&'static str, Option<String>)>,
     event: String,
+    phase: Option<Phase>,
 }
 
 impl Hold {
@@ -82,7 +83,7 @@ impl Hold {
 impl Release {
     /// Removes hold and maintenance.
     pub async fn run(self, session: &Session) -> anyhow::Result<Report> {
-        self.word.say(session, |_, map, reason| Ok(release(map, reason))).await
+        self.word.say(session, |record, map, reason| Ok(release(record, map, reason))).await
     }
 }
 
@@ -101,16 +102,24 @@ fn hold(record: &SiteRecord, until: Option<Timestamp>, reason: &str) -> Change {
         Some(until) => Change {
             annotations: vec![(MAINTENANCE, Some(format!("{until:.0}")))],
             event: format!("maintenance until {until:.0}: {reason}{late}"),
+            phase: None,
         },
-        None => Change { annotations: vec![(HOLD, Some(reason.to_owned()))], event: format!("held: {reason}{late}") },
+        None => Change {
+            annotations: vec![(HOLD, Some(reason.to_owned()))],
+            event: format!("held: {reason}{late}"),
+            phase: None,
+        },
     }
 }
 
-fn release(map: &Snapshot, reason: &str) -> Option<Change> {
-    let there: Vec<&str> = [HOLD, MAINTENANCE].into_iter().filter(|key| map.annotations.contains_key(*key)).collect();
+/// A site that is held as an old primary is free to lead again after this.
+fn release(record: &SiteRecord, map: &Snapshot, reason: &str) -> Option<Change> {
+    let annotations = [HOLD, MAINTENANCE].into_iter().filter(|key| map.annotations.contains_key(*key));
+    let there: Vec<&str> = annotations.chain((record.phase == Phase::Held).then_some("phase held")).collect();
     (!there.is_empty()).then(|| Change {
         annotations: vec![(HOLD, None), (MAINTENANCE, None)],
         event: format!("released ({}): {reason}", there.join(", ")),
+        phase: (record.phase == Phase::Held).then_some(Phase::Watching),
     })
 }
 
@@ -127,7 +136,7 @@ fn approve(record: &SiteRecord, epoch: Option<u64>, reason: &str) -> anyhow::Res
         bail!("the promotion that waits is the one to epoch {waits}, not {epoch}: look at the site again");
     }
     let event = format!("promotion to epoch {waits} approved: {reason}");
-    Ok(Some(Change { annotations: vec![(APPROVE, Some(waits.to_string()))], event }))
+    Ok(Some(Change { annotations: vec![(APPROVE, Some(waits.to_string()))], event, phase: None }))
 }
 
 impl Word {
@@ -155,6 +164,7 @@ impl Word {
                 return Ok(Report::nothing_to_do(format!("would write: {event}")).with("phase", record.phase));
             }
             record.note(Timestamp::now(), event.clone());
+            record.phase = change.phase.unwrap_or(record.phase);
             let annotations: Vec<_> = change.annotations.iter().map(|(key, value)| (*key, value.as_deref())).collect();
             match cluster.write_site_record(&self.scope, &record, Some(&map), &annotations).await {
                 Err(error) if error.downcast_ref::<Conflict>().is_some() => continue,
@@ -202,9 +212,12 @@ mod tests {
 
     #[test]
     fn release_of_nothing_changes_nothing() {
-        let mut map = Snapshot::default();
-        assert_eq!(release(&map, "over"), None);
+        let (mut record, mut map) = (SiteRecord::new("gold"), Snapshot::default());
+        assert_eq!(release(&record, &map, "over"), None);
         map.annotations.insert(HOLD.to_owned(), "drill".to_owned());
-        assert_eq!(release(&map, "over").unwrap().annotations, [(HOLD, None), (MAINTENANCE, None)]);
+        let change = release(&record, &map, "over").unwrap();
+        assert_eq!((change.annotations, change.phase), (vec![(HOLD, None), (MAINTENANCE, None)], None));
+        record.phase = Phase::Held;
+        assert_eq!(release(&record, &Snapshot::default(), "over").unwrap().phase, Some(Phase::Watching));
     }
 }

@@ -141,7 +141,11 @@ impl Pair {
             run(cluster_script("up").arg("gold"));
         }
         if promoted && GOLD.try_session("postgres", "postgres").is_err() {
-            // Else the kubelet waits up to five minutes before it starts a member that was held again.
+            // A test says what an operator would: the other site is ended, Gold leads. The kubelet would wait before it starts a member that
+            // was held again.
+            let words =
+                ["release", "--context", "gold", "-n", NAMESPACE, "--scope", SCOPE, "--reason", "GoldDR is removed"];
+            run(std::process::Command::new(LIFEBOAT).args(words).env("KUBECONFIG", kubeconfig_path()));
             delete_members(GOLD);
         }
         await_condition("Gold accepts writes", Duration::from_mins(2), || {

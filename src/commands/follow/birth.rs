@@ -1,9 +1,6 @@
 //! Before Patroni starts: its whole configuration, with `standby_cluster` where this site must be born as a standby.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use jiff::Timestamp;
@@ -14,11 +11,12 @@ use super::{Follow, running::ROUNDS};
 use crate::{
     alerts::Alert,
     cli::{Session, misconfigured},
-    intercom::{Intercom, read_facts},
+    commands::pg_probe::probe_server,
+    intercom::Intercom,
     kubernetes::{Cluster, Conflict},
     outcome::{Conclusion, Refused, Report},
     patroni::ClusterConfig,
-    postgres::{ControlFile, Timeline},
+    postgres::{ControlFile, Server, Timeline},
     probe::{ProbeFacts, Verdict},
     site::Phase,
 };
@@ -31,7 +29,7 @@ struct Facts {
     phase: Option<Phase>,
     /// What the data directory holds.
     data: Option<ControlFile>,
-    /// What the probe met at the peer right now, where one ran.
+    /// What is met at the peer right now, where it could be asked.
     peer: Option<ProbeFacts>,
 }
 
@@ -50,6 +48,8 @@ enum Birth {
 
 /// The name of the alert about an old primary that is kept from leading.
 const HELD: &str = "OldPrimaryHeld";
+/// Time that the peer has to answer before Patroni starts without its word.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Patroni's own copy of its dynamic configuration, in the data directory.
 const DYNAMIC: &str = "patroni.dynamic.json";
 
@@ -95,10 +95,21 @@ impl Follow {
         };
         let phase = cluster.find_site_record(&self.scope).await?.map(|(record, _)| record.phase);
         let data = self.data_dir.as_deref().map(ControlFile::find).transpose()?.flatten();
-        // A peer that can't be asked is no reason not to start.
-        let probe = |file: &PathBuf| read_facts(file, Timestamp::now(), self.facts_max_age);
-        let peer = self.probe_file.as_ref().and_then(|file| probe(file).map_err(|error| info!("{error:#}")).ok());
+        let peer = if self.fence { self.probe_peer().await } else { None };
         Ok(Facts { config, phase, data, peer })
+    }
+
+    /// Looks at the peer right now: a pod that is held starts this step again and again, and the peer may change in between. A peer that can't
+    /// be asked is no reason not to start.
+    async fn probe_peer(&self) -> Option<ProbeFacts> {
+        let look = async {
+            let (host, port) = self.peer()?;
+            let password = self.credentials.password(&host, port)?;
+            let (credentials, tls) = (self.credentials.clone(), self.tls.clone());
+            let server = Server { host, port, credentials, password, tls };
+            anyhow::Ok(probe_server(&server, 1, Duration::ZERO, PROBE_TIMEOUT).await)
+        };
+        look.await.map_err(|error| info!("the peer is not asked: {error:#}")).ok()
     }
 
     /// The record says that this site must not lead, or no longer so.
@@ -136,9 +147,20 @@ impl Follow {
     }
 
     /// Why this site must not start as it is: its peer leads with the same database. A site that was promoted gives way to a later
-    /// promotion only.
+    /// promotion only. One that was held stays so until the peer is met and does not lead, or a person releases it.
     fn peer_leads(&self, facts: &Facts) -> Option<String> {
-        let peer = facts.peer.as_ref().filter(|probe| probe.verdict == Verdict::Healthy)?;
+        let met =
+            facts.peer.as_ref().filter(|probe| probe.verdict == Verdict::Healthy && probe.peer.in_recovery.is_some());
+        let Some(peer) = met else {
+            let was_held = self.fence && facts.phase == Some(Phase::Held);
+            return was_held.then(|| {
+                format!(
+                    "site {} was held, as its peer led with this database, and the peer can't be asked now: it may lead still. To lead here all the \
+                     same, end the other site, then `lifeboat release`",
+                    self.site
+                )
+            });
+        };
         let ours = facts.config.initialize.or(facts.data.map(|data| data.system_id));
         if facts.config.standby_cluster.is_some() || ours.is_none() || peer.peer.system_id != ours {
             return None;
@@ -239,7 +261,10 @@ impl Follow {
 #[cfg(test)]
 mod tests {
     use super::{super::Role, *};
-    use crate::{postgres::SystemId, probe::PeerFacts};
+    use crate::{
+        postgres::{Credentials, SystemId, TlsOptions},
+        probe::PeerFacts,
+    };
 
     fn follow(role: Role) -> Follow {
         Follow {
@@ -256,6 +281,9 @@ mod tests {
             data_dir: None,
             merge_file: None,
             probe_file: None,
+            fence: true,
+            credentials: Credentials { user: "replicator".into(), dbname: "postgres".into(), password_file: None },
+            tls: TlsOptions::default(),
             facts_max_age: std::time::Duration::from_mins(1),
             alert_repeat: std::time::Duration::from_hours(1),
             wait: std::time::Duration::ZERO,
@@ -299,7 +327,10 @@ mod tests {
         assert!(!held(&gold(peer(7, 1, false))), "the peer is the older one");
         assert!(!held(&gold(peer(7, 3, true))) && !held(&gold(peer(8, 3, false))) && !held(&gold(None)));
         let gone = peer(7, 3, false).map(|probe| ProbeFacts { verdict: Verdict::Unreachable, ..probe });
-        assert!(!held(&gold(gone)));
+        assert!(!held(&gold(gone.clone())));
+        // What was held stays so until the peer is met and does not lead.
+        let was_held = |peer| Facts { phase: Some(Phase::Held), ..gold(peer) };
+        assert!(held(&was_held(gone)) && held(&was_held(None)) && !held(&was_held(peer(7, 3, true))));
         let promoted = |peer| Facts { phase: Some(Phase::Promoted), ..gold(peer) };
         assert!(!held(&promoted(peer(7, 2, false))) && held(&promoted(peer(7, 3, false))));
         // Installed anew over kept volumes: Patroni's records are gone, the data directory tells who we were.

@@ -17,6 +17,7 @@ use crate::{
     flags, intercom,
     outcome::Report,
     patroni::{ClusterConfig, Scope},
+    postgres::{Credentials, TlsOptions},
     site::Phase,
 };
 
@@ -80,9 +81,19 @@ pub struct Follow {
     #[arg(long, env = "LIFEBOAT_MERGE_FILE", value_name = "FILE", conflicts_with = "bootstrap_file")]
     merge_file: Option<PathBuf>,
 
-    /// This run's probe of the peer (`probe.json`). On a running cluster: correct host, port and slot only where it met the peer itself, alive
-    /// and leading; else, and where they are right, do nothing. With --bootstrap-file: do not start a second primary beside it
-    #[arg(long, env = "LIFEBOAT_PROBE_FILE", value_name = "FILE", conflicts_with = "merge_file")]
+    /// With --bootstrap-file: look at the peer first, and do not start a second primary beside it
+    #[arg(long, env = "LIFEBOAT_FENCE", requires = "bootstrap_file")]
+    fence: bool,
+
+    #[command(flatten)]
+    credentials: Credentials,
+
+    #[command(flatten)]
+    tls: TlsOptions,
+
+    /// On a running cluster: correct host, port and slot only where this probe of the same run (`probe.json`) met the peer itself, alive and
+    /// leading; else, and where they are right, do nothing
+    #[arg(long, env = "LIFEBOAT_PROBE_FILE", value_name = "FILE", conflicts_with_all = ["bootstrap_file", "merge_file"])]
     probe_file: Option<PathBuf>,
 
     /// With --probe-file: a probe older than this is refused
