@@ -69,8 +69,12 @@ impl Site {
 
     /// The site's state record.
     pub fn record(self) -> Value {
-        let map = self.get(&["configmap", "lifeboat-dr"]);
-        map["data"]["state.json"].as_str().map_or(Value::Null, json)
+        self.try_record().unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    pub fn try_record(self) -> Result<Value, String> {
+        let map = json(&self.try_kubectl(&["get", "configmap", "lifeboat-dr", "-o", "json"])?);
+        Ok(map["data"]["state.json"].as_str().map_or(Value::Null, json))
     }
 
     pub fn write_record(self, record: &Value) {
@@ -140,17 +144,14 @@ impl Pair {
         if GOLD.try_kubectl(&["get", "namespace", NAMESPACE]).is_err() {
             run(cluster_script("up").arg("gold"));
         }
-        if promoted && GOLD.try_session("postgres", "postgres").is_err() {
-            // A test says what an operator would: the other site is ended, Gold leads. The kubelet would wait before it starts a member that
-            // was held again.
-            let words =
-                ["release", "--context", "gold", "-n", NAMESPACE, "--scope", SCOPE, "--reason", "GoldDR is removed"];
-            run(std::process::Command::new(LIFEBOAT).args(words).env("KUBECONFIG", kubeconfig_path()));
-            delete_members(GOLD);
-        }
-        await_condition("Gold accepts writes", Duration::from_mins(2), || {
-            let session = GOLD.try_session("postgres", "postgres")?;
-            session.try_query("SELECT pg_logical_emit_message(true, 'e2e', 'ready')").map(drop)
+        await_condition("Gold accepts writes", Duration::from_mins(3), || {
+            let written = GOLD.try_session("postgres", "postgres").and_then(|session| {
+                session.try_query("SELECT pg_logical_emit_message(true, 'e2e', 'ready')").map(drop)
+            });
+            if written.is_err() && promoted && GOLD.try_record()?["phase"] == "held" {
+                release_gold();
+            }
+            written
         });
         if promoted {
             reinstall_standby();
@@ -245,6 +246,14 @@ fn reinstall_standby() {
     run(cluster_script("recycle-volumes").arg("golddr"));
     install_standby();
     println!("GoldDR installed anew in {:?}", begun.elapsed());
+}
+
+/// What an operator says once the other site is ended: Gold leads again. The kubelet alone would wait before it starts a member that was
+/// held.
+pub fn release_gold() {
+    let words = ["release", "--context", "gold", "-n", NAMESPACE, "--scope", SCOPE, "--reason", "GoldDR is ended"];
+    run(std::process::Command::new(LIFEBOAT).args(words).env("KUBECONFIG", kubeconfig_path()));
+    delete_members(GOLD);
 }
 
 /// All members at once, as after a power loss.

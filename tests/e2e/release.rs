@@ -5,10 +5,10 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::{
-    chain::{Chain, finish},
-    pair::{GOLD, GOLDDR, NAMESPACE, Pair, SCOPE, Site, delete_members, install, install_standby, kubeconfig_path},
+    chain::Chain,
+    pair::{GOLD, GOLDDR, Pair, Site, delete_members, install, install_standby, release_gold},
     promotion::isolate_gold,
-    system::{LIFEBOAT, await_condition},
+    system::await_condition,
 };
 
 /// What the init container `follow` of a member last said, with its exit code.
@@ -89,11 +89,7 @@ fn old_primary_that_returns_is_held_and_a_promoted_site_stays_primary() {
     GOLDDR.helm(&["uninstall", "lifeboat", "--wait", "--timeout=2m"]);
     delete_members(GOLD);
     assert_held(GOLD);
-    let mut release = std::process::Command::new(LIFEBOAT);
-    release.args(["release", "--context", "gold", "-n", NAMESPACE, "--scope", SCOPE, "--reason", "GoldDR is ended"]);
-    let released = finish(release.env("KUBECONFIG", kubeconfig_path()));
-    assert_eq!(released.code, Some(0), "{released:#?}");
-    delete_members(GOLD);
+    release_gold();
     await_condition("Gold leads again", Duration::from_mins(3), || {
         GOLD.try_session("postgres", "postgres")?
             .try_query("SELECT pg_logical_emit_message(true, 'e2e', 'again')")
