@@ -47,5 +47,8 @@ clean-clusters: ## end the test clusters and remove their data
 bench: images ## measure ours and the peers' in one run, into benches/results.md
 	benches/run
 
+soak: images clusters ## long random runs on the two test clusters, into benches/soak.md
+	tests/soak
+
 setup: ## install Debian packages, the Rust toolchain and the pinned Go tools
 	@tests/setup

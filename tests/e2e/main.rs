@@ -20,6 +20,7 @@ mod pair;
 mod port_discover;
 mod promotion;
 mod release;
+mod soak;
 mod sql;
 mod system;
 mod third_place;

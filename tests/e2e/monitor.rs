@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// A monitor on GoldDR's node that listens on this port.
-fn monitor(chain: &Chain, port: u16, lease: &str) -> Background {
+pub fn monitor(chain: &Chain, port: u16, lease: &str, policy: &[&str]) -> Background {
     let listen = format!("{}:{port}", address("golddr"));
     let mut command = chain.command_as(
         &format!("monitor-{port}"),
@@ -36,7 +36,7 @@ fn monitor(chain: &Chain, port: u16, lease: &str) -> Background {
         ],
     );
     command.args(chain.probe_words(&["--attempts", "1"])).arg("--then");
-    command.args(chain.promote_words(&["--failures", "5", "--for", "8s"]));
+    command.args(chain.promote_words(policy));
     Background::start(command.stdout(std::process::Stdio::null()))
 }
 
@@ -45,7 +45,7 @@ fn ask(port: u16, path: &str) -> Result<String, String> {
     answer.and_then(|mut answer| answer.body_mut().read_to_string()).map_err(|error| error.to_string())
 }
 
-fn await_metric(port: u16, line: &str, limit: Duration) {
+pub fn await_metric(port: u16, line: &str, limit: Duration) {
     await_condition(line, limit, || {
         let text = ask(port, "/metrics")?;
         if text.lines().any(|found| found == line) { Ok(()) } else { Err(text) }
@@ -58,9 +58,10 @@ fn monitor_takes_over_from_a_dead_one_and_promotes_once() {
     let pair = Pair::ready();
     let chain = Chain::calm(&pair);
     let lease = format!("test-{}", std::process::id());
-    let first = monitor(&chain, 18081, &lease);
+    let quick = ["--failures", "5", "--for", "8s"];
+    let first = monitor(&chain, 18081, &lease, &quick);
     await_metric(18081, "lifeboat_monitor_leader 1.0", Duration::from_secs(20));
-    let _second = monitor(&chain, 18082, &lease);
+    let _second = monitor(&chain, 18082, &lease, &quick);
     await_metric(18082, "lifeboat_primary 0.0", Duration::from_secs(20));
     await_metric(18081, "lifeboat_phase{phase=\"watching\"} 1", Duration::from_secs(20));
     assert!(ask(18082, "/metrics").unwrap().contains("lifeboat_monitor_leader 0.0"), "two work at once");

@@ -18,7 +18,7 @@ use crate::{
     system::{Cut, await_condition, cluster_script, run},
 };
 
-fn timeline() -> u32 {
+pub fn timeline() -> u32 {
     let session = GOLDDR.session();
     assert_eq!(session.one("SELECT pg_is_in_recovery()"), "f");
     session.one("SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int").parse().unwrap()
