@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 TARGET := x86_64-unknown-linux-musl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint unit chart e2e images clusters clean-clusters demo bench
+.PHONY: help setup build test lint unit chart e2e images clusters clean-clusters demo bench soak
 
 help: ## explain the targets
 	@echo 'Lifeboat keeps a PostgreSQL application recoverable. As root on Debian, with git, make, rustup and Go:'
