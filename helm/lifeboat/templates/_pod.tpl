@@ -158,12 +158,17 @@ nothing and reads no table of the application by SQL, but it is not a harmless o
 {{- end }}
 {{- end -}}
 
-{{/* Arguments of follow that both its forms share. */}}
-{{- define "lifeboat.followArgs" -}}
+{{/* Whose follow it is, in all its forms. */}}
+{{- define "lifeboat.followSiteArgs" -}}
 - follow
 - --scope={{ include "lifeboat.scope" . }}
 - --site={{ .Values.site.name }}
 - --role={{ .Values.site.role }}
+{{- end -}}
+
+{{/* Arguments of follow before Patroni starts, and in the hook. */}}
+{{- define "lifeboat.followArgs" -}}
+{{ include "lifeboat.followSiteArgs" . }}
 {{- if eq .Values.site.role "standby" }}
 {{ include "lifeboat.peerArgs" . }}
 - --slot={{ include "lifeboat.slot" .Values.site.name }}

@@ -28,17 +28,38 @@
 {{- fail "a standby site is a copy of its peer and needs the peer's credentials: copy the Secret and set auth.existingSecret, or set all of auth.passwords" -}}
 {{- end -}}
 {{- end -}}
-{{- if and (eq $v.site.role "standby") (eq $v.monitor.kind "CronJob") -}}
+{{- if and (eq $v.site.role "standby") (ne $v.monitor.kind "none") -}}
 {{- $_ := include "lifeboat.monitorMode" . -}}
+{{- end -}}
+{{- if eq $v.monitor.kind "Deployment" -}}
+{{- include "lifeboat.validateEvery" . -}}
+{{- else if include "lifeboat.monitorRuns" . -}}
 {{- include "lifeboat.validateBudget" . -}}
 {{- include "lifeboat.validateSchedule" . -}}
+{{- end -}}
+{{- range $name := list "serviceMonitor" "prometheusRule" -}}
+{{- if and (index $v.metrics $name).enabled (ne $v.monitor.kind "Deployment") -}}
+{{- fail (printf "metrics.%s.enabled needs monitor.kind Deployment: a monitor of kind %s serves no metrics" $name $v.monitor.kind) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* promote restarts its count after a gap of two periods: a round that takes longer than usual must not look like one. */}}
+{{- define "lifeboat.validateEvery" -}}
+{{- $m := .Values.monitor -}}
+{{- $every := include "lifeboat.milliseconds" $m.every | int64 -}}
+{{- if lt $every 1000 -}}
+{{- fail (printf "monitor.every %s must be at least 1s" $m.every) -}}
+{{- end -}}
+{{- if ge (mul 2 $every) (include "lifeboat.milliseconds" $m.period | int64) -}}
+{{- fail (printf "monitor.every %s must be less than half of monitor.period %s: a gap of more than two periods restarts the count of failures" $m.every $m.period) -}}
 {{- end -}}
 {{- end -}}
 
 {{/*
 What a run may take must fit its time limit, so that a promotion that is not verified is reported before the limit ends the run.
 Patroni renews its lease once in a round, so promote watches for one round and a little; witnesses are asked meanwhile, and once
-more right before the patch.
+more right before the patch. follow begins with promote and waits by itself.
 */}}
 {{- define "lifeboat.validateBudget" -}}
 {{- $m := .Values.monitor -}}
@@ -57,6 +78,10 @@ more right before the patch.
 {{- if $witnesses -}}{{- $parts = append $parts (printf "%d s to ask the witnesses once more" $witnesses) -}}{{- end -}}
 {{- $parts = append $parts (printf "%d s for verifyTimeout" $verify) -}}
 {{- fail (printf "monitor: a run may take %d s, more than activeDeadlineSeconds %d: %s. Lower monitor.attempts, interval, timeout or verifyTimeout, or raise monitor.activeDeadlineSeconds, which must stay below monitor.period" $total (int64 $m.activeDeadlineSeconds) (join ", " $parts)) -}}
+{{- end -}}
+{{- $follow := include "lifeboat.monitorFollowSeconds" . | int64 -}}
+{{- if and $m.followPort (gt (add $probe $follow) (int64 $m.activeDeadlineSeconds)) -}}
+{{- fail (printf "monitor: a run may take %d s, more than activeDeadlineSeconds %d: %d s for the probe (attempts %d × (interval %d s + timeout %d s)), %d s for replication to work at a corrected port. Lower monitor.attempts, interval or timeout, raise monitor.activeDeadlineSeconds, or set monitor.followPort: false" (add $probe $follow) (int64 $m.activeDeadlineSeconds) $probe $attempts $interval $timeout $follow) -}}
 {{- end -}}
 {{- end -}}
 
@@ -98,16 +123,23 @@ schedule are judged; another one may well be right. A step that does not divide 
 {{- default (ternary "auto" "approve" (not (empty $sure))) $m.mode -}}
 {{- end -}}
 
-{{/* A duration of the values (90s, 2m, 1h30m; less than a second counts as one) in seconds, rounded up. */}}
-{{- define "lifeboat.seconds" -}}
+{{/* A duration of the values (90s, 2m, 1h30m, 500ms) in milliseconds. */}}
+{{- define "lifeboat.milliseconds" -}}
 {{- $total := 0 -}}
 {{- range regexFindAll "[0-9]+(ms|h|m|s)" . -1 -}}
-{{- $number := regexFind "^[0-9]+" . | atoi -}}
-{{- if hasSuffix "ms" . -}}{{- $total = add $total (div (add $number 999) 1000) -}}
-{{- else if hasSuffix "h" . -}}{{- $total = add $total (mul $number 3600) -}}
-{{- else if hasSuffix "m" . -}}{{- $total = add $total (mul $number 60) -}}
-{{- else -}}{{- $total = add $total $number -}}
-{{- end -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- $total = add $total (mul (regexFind "^[0-9]+" . | atoi) (get (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) $unit)) -}}
 {{- end -}}
 {{- $total -}}
+{{- end -}}
+
+{{/* The same in seconds, rounded up. */}}
+{{- define "lifeboat.seconds" -}}
+{{- div (add (include "lifeboat.milliseconds" . | int64) 999) 1000 -}}
+{{- end -}}
+
+{{/* A size of the values (16MiB, 1GB, plain bytes) in bytes. */}}
+{{- define "lifeboat.bytes" -}}
+{{- $units := dict "" 1 "B" 1 "kB" 1000 "KB" 1000 "MB" 1000000 "GB" 1000000000 "KiB" 1024 "MiB" 1048576 "GiB" 1073741824 "TiB" 1099511627776 -}}
+{{- mul (regexFind "^[0-9]+" . | atoi) (get $units (regexFind "[A-Za-z]*$" .)) -}}
 {{- end -}}
