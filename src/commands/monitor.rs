@@ -154,13 +154,14 @@ impl Monitor {
                 Ok((record, held, primary)) => {
                     let mut known = lock(known);
                     (known.record, known.held, known.primary) = (record, held, primary);
-                    known.finished = Some((Instant::now(), Timestamp::now()));
                 }
                 Err(error) => {
                     warn!("look at the site: {error:#}");
                     lock(known).primary = false;
                 }
             }
+            // Without the API server too: a restart would not bring it back.
+            lock(known).finished = Some((Instant::now(), Timestamp::now()));
             tokio::time::sleep(self.every.saturating_sub(begun.elapsed())).await;
         }
     }

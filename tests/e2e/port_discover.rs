@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     chain::{Chain, finish},
     pair::{GOLDDR, NAMESPACE, Pair},
-    system::{await_condition, kubeconfig},
+    system::{await_condition, container, kubeconfig},
 };
 
 fn discover(chain: &Chain, service: &str, more: &[&str]) -> crate::chain::Ended {
@@ -117,14 +117,15 @@ fn step_runs_as_a_job_of_the_chart_with_its_own_rights() {
     let pod = await_condition("the Job's pod ends", Duration::from_mins(1), || {
         let pods = GOLDDR.get(&["pods", "-l", "job-name=by-hand"]);
         let pod = pods["items"][0].clone();
-        let state = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
-        if state.is_null() { Err(format!("{:#}", pod["status"])) } else { Ok(pod) }
+        let ended = ["promote", "follow"].map(|name| !container(&pod, name)["state"]["terminated"].is_null());
+        if ended.contains(&false) { Err(format!("{:#}", pod["status"])) } else { Ok(pod) }
     });
     let statuses = &pod["status"];
     for (name, status) in [
         ("port-discover", &statuses["initContainerStatuses"][0]),
         ("pg-probe", &statuses["initContainerStatuses"][1]),
-        ("promote", &statuses["containerStatuses"][0]),
+        ("promote", container(&pod, "promote")),
+        ("follow", container(&pod, "follow")),
     ] {
         let ended = &status["state"]["terminated"];
         assert_eq!((&status["name"], &ended["exitCode"]), (&name.into(), &0.into()), "{status:#}");

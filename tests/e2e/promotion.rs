@@ -15,7 +15,7 @@ use crate::{
     chain::{Chain, Ended, finish},
     pair::{GOLD, GOLDDR, Pair},
     sql::Session,
-    system::{Cut, await_condition, cluster_script, run},
+    system::{Cut, await_condition, cluster_script, container, run},
 };
 
 pub fn timeline() -> u32 {
@@ -256,7 +256,7 @@ fn gold_killed_is_promoted_by_the_cronjob_on_its_schedule() {
     await_condition("a pod of the monitor says that it promoted", Duration::from_secs(30), || {
         let pods = GOLDDR.get(&["pods", "-l", "app.kubernetes.io/component=monitor"]);
         let messages = pods["items"].as_array().unwrap().iter().map(|pod| {
-            let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+            let ended = &container(pod, "promote")["state"]["terminated"];
             ended["message"].as_str().unwrap_or_default().to_owned()
         });
         let messages: Vec<String> = messages.collect();

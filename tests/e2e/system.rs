@@ -77,6 +77,12 @@ pub fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
+/// The status of a pod's container; the kubelet sorts them by name.
+pub fn container<'a>(pod: &'a Value, name: &str) -> &'a Value {
+    let statuses = pod["status"]["containerStatuses"].as_array().map(Vec::as_slice).unwrap_or_default();
+    statuses.iter().find(|status| status["name"] == name).unwrap_or(&Value::Null)
+}
+
 /// Asks until there is an answer; fails the test after the limit, with the last reason why not.
 pub fn await_condition<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<T, String>) -> T {
     let begun = Instant::now();

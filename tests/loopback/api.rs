@@ -75,9 +75,19 @@ pub struct Site {
 impl Site {
     pub fn start() -> Self {
         let primary = Postgres::start(&[]);
-        let standby = Arc::new(primary.standby(&[]).until_ready());
+        let standby = primary.standby(&[]).until_ready();
         drop(primary);
-        let state = Arc::new(Mutex::new(State { objects: objects(&standby), patroni_works: true, ..State::default() }));
+        Self::of(standby, 1)
+    }
+
+    /// The site of a standby whose last good probe saw the peer on this timeline.
+    pub fn of(standby: Postgres, timeline: u32) -> Self {
+        let standby = Arc::new(standby);
+        let state = Arc::new(Mutex::new(State {
+            objects: objects(&standby, timeline),
+            patroni_works: true,
+            ..State::default()
+        }));
         let (known, patroni) = (Arc::clone(&state), Arc::clone(&standby));
         let server = HttpServer::start(move |request| Some(known.lock().unwrap().answer(request, &patroni)));
         let kubeconfig = kubeconfig(&server.url(""));
@@ -145,7 +155,7 @@ fn path(name: &str) -> String {
     Path::new(CORE).join(name).display().to_string()
 }
 
-fn objects(standby: &Postgres) -> BTreeMap<String, Value> {
+fn objects(standby: &Postgres, timeline: u32) -> BTreeMap<String, Value> {
     let map = |name: &str, annotations: Value, data: Value| {
         let metadata = json!({
             "name": name, "namespace": "app", "uid": name, "resourceVersion": "1", "annotations": annotations,
@@ -158,7 +168,7 @@ fn objects(standby: &Postgres) -> BTreeMap<String, Value> {
     let system_id = standby.sql("SELECT system_identifier FROM pg_control_system()");
     let lsn = standby.sql("SELECT pg_last_wal_replay_lsn()");
     let good = json!({
-        "time": jiff::Timestamp::now(), "system_id": system_id, "timeline": 1, "peer_lsn": lsn, "local_lsn": lsn,
+        "time": jiff::Timestamp::now(), "system_id": system_id, "timeline": timeline, "peer_lsn": lsn, "local_lsn": lsn,
     });
     let record = json!({
         "version": 1, "site": "golddr", "epoch": 0, "phase": "watching", "failures": 0, "first_failure": null,

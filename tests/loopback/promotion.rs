@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::{
     api::{Fault, Site, TOKEN},
-    lifeboat::{Ended, Running},
-    postgres::PASSWORD,
+    lifeboat::{Ended, Running, await_condition},
+    postgres::{PASSWORD, Postgres},
 };
 
 fn assert_promoted_once(site: &Site) {
@@ -70,4 +70,34 @@ fn promotion_that_patroni_does_not_follow_is_unverified_then_stopped_then_finish
     let outcome = Ended::of(&mut site.promote(&[])).assert_code(0).outcome();
     assert_eq!((&outcome["outcome"], &outcome["alerts"][0]["kind"]), (&"done".into(), &"Promoted".into()));
     assert_promoted_once(&site);
+}
+
+/// The peer failed over within its own site a moment before it was lost: our leader replays the new timeline, but neither its control file
+/// nor Patroni's last word (there is none here) tells of it.
+#[test]
+fn timeline_that_was_just_followed_is_found_in_the_wal() {
+    let first = Postgres::start(&[]);
+    let second = first.standby(&[]).until_ready();
+    let ours = second.standby(&[]).until_ready();
+    drop(first);
+    second.sql("SELECT pg_promote()");
+    await_condition("the second one leads", Duration::from_secs(20), || {
+        second.try_sql("SELECT pg_logical_emit_message(true, 'test', 'on timeline 2')").map(drop)
+    });
+    let target = second.sql("SELECT pg_current_wal_lsn()");
+    await_condition("our standby follows", Duration::from_secs(20), || {
+        let there = ours.sql(&format!("SELECT pg_last_wal_replay_lsn() >= '{target}'"));
+        if there == "t" { Ok(()) } else { Err(there) }
+    });
+    drop(second);
+    await_condition("the receiver has ended", Duration::from_secs(20), || {
+        let rows = ours.sql("SELECT count(*) FROM pg_stat_wal_receiver");
+        if rows == "0" { Ok(()) } else { Err(rows) }
+    });
+    let known = ours.sql("SELECT timeline_id FROM pg_control_checkpoint()");
+    assert_eq!(known, "1", "the control file knows already: this test shows nothing");
+    let site = Site::of(ours, 2);
+    let outcome = Ended::of(&mut site.promote(&["--dry-run"])).assert_code(0).outcome();
+    let timeline = outcome["evidence"].as_array().unwrap().iter().find(|guard| guard["guard"] == "timeline").unwrap();
+    assert_eq!(timeline["found"], "local 2, peer 2", "{outcome}");
 }

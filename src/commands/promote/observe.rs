@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use jiff::{SignedDuration, Timestamp};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
     Promote,
@@ -17,7 +17,7 @@ use crate::{
     intercom::Intercom,
     kubernetes::{Cluster, Snapshot},
     patroni::{ClusterConfig, LeaderRecord, Member},
-    postgres::{self, Server, simple_row},
+    postgres::{self, Server, Timeline, simple_row},
     probe::{ProbeFacts, Verdict},
     secret,
     site::{APPROVE, HOLD, MAINTENANCE, PeerLease, SiteRecord},
@@ -115,12 +115,16 @@ impl Promote {
         let ask = async {
             let identity = postgres::identity(&session.client).await?;
             let receiver = receiver(&session.client).await?;
+            let in_wal = timeline_in_wal(&session.client).await.unwrap_or_else(|error| {
+                warn!("{}: {error:#}", member.name);
+                None
+            });
             anyhow::Ok(Local {
                 member: member.name.clone(),
                 system_id: identity.system_id,
                 in_recovery: identity.in_recovery,
-                // Patroni asks by IDENTIFY_SYSTEM, which tells what is replayed; SQL without a receiver knows restart points only.
-                timeline: identity.timeline.max(member.timeline),
+                // SQL without a receiver knows restart points only, and what Patroni tells of a standby leader may be from before a switch.
+                timeline: identity.timeline.max(member.timeline).max(in_wal),
                 lsn: identity.lsn,
                 receiver,
             })
@@ -214,6 +218,17 @@ fn watched(before: Option<&PeerLease>, read: Option<LeaderRecord>, now: Timestam
         Some(before) if (&before.leader, &before.renew_time) == (&leader, &renew_time) => before.clone(),
         _ => PeerLease { leader, renew_time, since: now },
     }
+}
+
+/// The newest timeline of which WAL was received up to our position: the names of segments begin with it. Needs `pg_monitor`.
+async fn timeline_in_wal(client: &tokio_postgres::Client) -> anyhow::Result<Option<Timeline>> {
+    let sql = "WITH here AS (SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn - 1 AS at, \
+               (SELECT setting::numeric FROM pg_settings WHERE name = 'wal_segment_size') AS segment) \
+               SELECT max(('x' || substr(name, 1, 8))::bit(32)::bigint) FROM pg_ls_waldir(), here \
+               WHERE name ~ '^[0-9A-F]{24}$' AND ('x' || substr(name, 9, 8))::bit(32)::bigint * trunc(4294967296 / segment) \
+               + ('x' || substr(name, 17, 8))::bit(32)::bigint = trunc(at / segment)";
+    let row = simple_row(client, sql).await.context("ask for the newest timeline in pg_wal")?;
+    Ok(row.get(0).map(str::parse).transpose()?.map(Timeline))
 }
 
 /// The WAL receiver. Without `pg_read_all_stats` its row is there but empty.
