@@ -3,6 +3,7 @@
 use std::{
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -10,8 +11,11 @@ use tempfile::TempDir;
 
 use crate::{
     pair::{GOLDDR, NAMESPACE, Pair, SCOPE, cluster_ip, kubeconfig_path},
-    system::{LIFEBOAT, cluster_script, json},
+    system::{Cut, LIFEBOAT, await_condition, cluster_script, json, processes_named, signal},
 };
+
+/// The second path: Gold's own API server.
+pub const SECOND_PATH: [&str; 4] = ["--peer-context", "gold", "--peer-namespace", NAMESPACE];
 
 /// How a step ended.
 #[derive(Debug)]
@@ -35,30 +39,58 @@ impl Ended {
         evidence.iter().filter(|e| e["passed"] == false).filter_map(|e| e["guard"].as_str()).collect()
     }
 
+    /// What a guard saw.
+    pub fn found(&self, guard: &str) -> &str {
+        let evidence = self.outcome["evidence"].as_array().map(Vec::as_slice).unwrap_or_default();
+        evidence.iter().find(|e| e["guard"] == guard).and_then(|e| e["found"].as_str()).unwrap_or_default()
+    }
+
+    /// The kinds of what people were told.
+    pub fn alerts(&self) -> Vec<&str> {
+        let alerts = self.outcome["alerts"].as_array().map(Vec::as_slice).unwrap_or_default();
+        alerts.iter().filter_map(|alert| alert["kind"].as_str()).collect()
+    }
+
     pub fn assert_refused_by(&self, guard: &str) {
         assert_eq!(self.code, Some(3), "{self:#?}");
         assert!(self.stopped_by().contains(&guard), "not stopped by {guard}: {self:#?}");
         assert!(GOLDDR.is_standby(), "standby_cluster is gone");
     }
+
+    /// Every other guard passed.
+    pub fn assert_refused_by_nothing_but(&self, guard: &str) {
+        self.assert_refused_by(guard);
+        assert_eq!(self.stopped_by(), [guard], "{self:#?}");
+    }
 }
 
 /// A chain with a folder of its own. Short times, so that two runs are enough failures over enough time.
-pub struct Chain<'a> {
-    pair: &'a Pair,
+pub struct Chain {
+    third_party: Vec<String>,
     dir: TempDir,
     peer: (String, u16),
     password: String,
 }
 
-impl<'a> Chain<'a> {
-    /// A chain whose first run saw a healthy peer, so that the record knows a last good probe and no failures.
-    pub fn calm(pair: &'a Pair) -> Self {
-        let chain = Self {
-            pair,
+impl Chain {
+    /// Of whatever GoldDR is, and with this word for whom to ask besides the two sites.
+    pub fn of_site(third_party: &[&str]) -> Self {
+        Self {
+            third_party: third_party.iter().map(ToString::to_string).collect(),
             dir: tempfile::tempdir().unwrap(),
             peer: cluster_ip(GOLDDR, "lifeboat-primary-gold"),
             password: GOLDDR.password("replication"),
-        };
+        }
+    }
+
+    /// A chain whose first run saw a healthy peer, so that the record knows a last good probe and no failures.
+    pub fn calm(pair: &Pair) -> Self {
+        Self::calm_asking(&["--witness", &pair.witness.url])
+    }
+
+    /// The same, with others to ask than the usual witness.
+    pub fn calm_asking(third_party: &[&str]) -> Self {
+        let chain = Self::of_site(third_party);
         let probe = chain.probe(&[]);
         assert_eq!(probe.outcome["verdict"], "healthy", "{probe:#?}");
         let promote = chain.promote(&[]);
@@ -76,8 +108,12 @@ impl<'a> Chain<'a> {
     /// A step on GoldDR's node.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = cluster_script("enter");
+        command.args(["golddr", LIFEBOAT]);
+        self.complete(command, words)
+    }
+
+    fn complete(&self, mut command: Command, words: &[&str]) -> Command {
         command
-            .args(["golddr", LIFEBOAT])
             .args(words)
             .args(["--dir", self.dir.path().to_str().unwrap()])
             .env("KUBECONFIG", kubeconfig_path())
@@ -92,11 +128,21 @@ impl<'a> Chain<'a> {
         finish(self.command(&usual).args(more))
     }
 
+    fn promote_words<'w>(&'w self, more: &[&'w str]) -> Vec<&'w str> {
+        let mut words = vec!["promote", "--context", "golddr", "--namespace", NAMESPACE, "--scope", SCOPE];
+        words.extend(["--site", "golddr", "--mode", "auto", "--failures", "4", "--for", "1s", "--period", "30s"]);
+        words.extend(self.third_party.iter().map(String::as_str));
+        words.extend(more);
+        words
+    }
+
     pub fn promote_command(&self, more: &[&str]) -> Command {
-        let mut command = self.command(&["promote", "--context", "golddr", "--namespace", NAMESPACE, "--scope", SCOPE]);
-        command.args(["--site", "golddr", "--mode", "auto", "--witness", &self.pair.witness]);
-        command.args(["--failures", "4", "--for", "1s", "--period", "30s"]).args(more);
-        command
+        self.command(&self.promote_words(more))
+    }
+
+    /// Not on GoldDR's node but on this machine, from where both API servers can be reached though the sites' link is cut.
+    pub fn promote_by_another_way(&self, more: &[&str]) -> Ended {
+        finish(&mut self.complete(Command::new(LIFEBOAT), &self.promote_words(more)))
     }
 
     pub fn promote(&self, more: &[&str]) -> Ended {
@@ -109,12 +155,32 @@ impl<'a> Chain<'a> {
         self.promote(more)
     }
 
+    /// Gold can be reached by nobody, and a first run has seen that.
+    pub fn isolate_gold(&self) -> [Cut; 2] {
+        let cuts = [Cut::new(&["cut", "gold", "golddr"]), Cut::new(&["cut", "gold", "third"])];
+        end_wal_receiver();
+        let first = self.run(&[]);
+        assert_eq!((first.code, &first.outcome["phase"]), (Some(0), &"suspect".into()), "{first:#?}");
+        cuts
+    }
+
     /// One failing run, which must wait, then a second one, which decides.
     pub fn run_twice(&self, more: &[&str]) -> Ended {
         let first = self.run(more);
         assert_eq!((first.code, &first.outcome["phase"]), (Some(0), &"suspect".into()), "{first:#?}");
         self.run(more)
     }
+}
+
+/// Behind a cut link the WAL receiver is silent until `wal_receiver_timeout` has passed, and does not come back.
+pub fn end_wal_receiver() {
+    let leader = GOLDDR.leader().unwrap();
+    let session = GOLDDR.session();
+    signal("-TERM", &processes_named("walreceiver", &leader, NAMESPACE));
+    await_condition("the WAL receiver ends", Duration::from_secs(20), || {
+        let rows = session.query("SELECT pid, status, last_msg_receipt_time FROM pg_stat_wal_receiver");
+        if rows.is_empty() { Ok(()) } else { Err(format!("{rows:?}")) }
+    });
 }
 
 pub fn finish(command: &mut Command) -> Ended {
