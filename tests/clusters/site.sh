@@ -18,15 +18,32 @@ certificate() {
   rm "$pki/$name.csr"
 }
 
+# authority SITE FILE KEY…: with a key usage, which Python 3.13 wants to see
+authority() {
+  openssl req -x509 "${@:3}" -nodes -days 3650 -subj "/CN=$1-ca" -addext keyUsage=critical,keyCertSign,cRLSign \
+    -out "$2" 2>/dev/null
+}
+
+# renew_authority SITE PKI: where it is of a time when it had no key usage. All certificates stay, as the key does;
+# the controller manager, which tells the pods of it, is started anew.
+renew_authority() {
+  ! openssl x509 -in "$2/ca.crt" -noout -ext keyUsage 2>/dev/null | grep -q Sign || return 0
+  authority "$1" "$2/ca.crt.new" -key "$2/ca.key"
+  mv "$2/ca.crt.new" "$2/ca.crt"
+  end_process "$state/$1/pids/controller-manager"
+}
+
 make_certificates() {
   local site=$1 pki new ip
   pki=$(dir_of "$site")/pki
-  [[ ! -d $pki ]] || return 0
+  if [[ -d $pki ]]; then
+    renew_authority "$site" "$pki"
+    return
+  fi
   mkdir -p "${pki%/*}"
   new=$(mktemp -d "$pki.XXXXXX")
   ip=$(host_ip "$site")
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj "/CN=$site-ca" \
-    -keyout "$new/ca.key" -out "$new/ca.crt" 2>/dev/null
+  authority "$site" "$new/ca.crt" -newkey ec -pkeyopt ec_paramgen_curve:P-256 -keyout "$new/ca.key"
   certificate "$new" apiserver /CN=kube-apiserver "subjectAltName=IP:127.0.0.1,IP:$ip,IP:$(api_service_ip "$site"),\
 DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local"
   certificate "$new" admin /O=system:masters/CN=admin extendedKeyUsage=clientAuth

@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use serde_json::json;
-
 use crate::{
     chain::{Chain, Ended, finish},
     pair::{GOLDDR, NAMESPACE, Pair, await_streaming, cluster_ip},
-    system::{LIFEBOAT, cluster_script, tool, try_run},
+    system::{LIFEBOAT, await_condition, cluster_script, tool, try_run},
 };
 
 fn follow(words: &[&str]) -> Ended {
@@ -28,21 +26,35 @@ fn follow(words: &[&str]) -> Ended {
     finish(command.args(words).env("KUBECONFIG", crate::pair::kubeconfig_path()))
 }
 
+/// Corrected to where nobody listens, then to the right port. Right after each correction, Patroni's word is that of before.
 #[test]
 fn port_that_changed_is_corrected_and_streams_again() {
     let _pair = Pair::ready();
     let (_, port) = cluster_ip(GOLDDR, "lifeboat-primary-gold");
-    let wrong = GOLDDR.config_text().replace(&format!("\"port\":{port}"), "\"port\":9");
-    let patch = json!({"metadata": {"annotations": {"config": wrong}}}).to_string();
-    GOLDDR.kubectl(&["patch", "configmap", "lifeboat-config", "--type=merge", "-p", &patch]);
+    await_word(true);
+    let standby = ["--role", "standby", "--host", "lifeboat-primary-gold"];
+    let ended = follow(&[&standby[..], &["--port", "9", "--wait", "40s"]].concat());
+    assert_eq!((ended.code, &ended.outcome["outcome"]), (Some(4), &"unverified".into()), "{ended:#?}");
+    assert!(GOLDDR.config_text().contains("\"port\":9"));
+    println!("to a dead port: {}", ended.reason());
+    await_word(false);
     let port = port.to_string();
-    let standby = ["--role", "standby", "--host", "lifeboat-primary-gold", "--port", &port, "--wait", "60s"];
+    let standby = [&standby[..], &["--port", &port, "--wait", "60s"]].concat();
     let ended = follow(&standby);
     assert_eq!((ended.code, &ended.outcome["outcome"]), (Some(0), &"done".into()), "{ended:#?}");
     assert!(GOLDDR.config_text().contains(&format!("\"port\":{port}")));
     await_streaming();
     let again = follow(&standby);
     assert_eq!((again.code, &again.outcome["outcome"]), (Some(0), &"nothing-to-do".into()), "{again:#?}");
+}
+
+/// Waits until the leader's pod says that it streams, or that it does not.
+fn await_word(streams: bool) {
+    await_condition("Patroni's word", Duration::from_secs(30), || {
+        let pod = GOLDDR.get(&["pod", &GOLDDR.leader().unwrap()]);
+        let status = pod["metadata"]["annotations"]["status"].as_str().unwrap_or_default().to_owned();
+        if status.contains("\"streaming\"") == streams { Ok(()) } else { Err(status) }
+    });
 }
 
 #[test]
@@ -70,7 +82,7 @@ fn parameters_are_merged_and_standby_cluster_is_left_alone() {
     let config = crate::system::json(&GOLDDR.config_text());
     assert_eq!(config["postgresql"]["parameters"]["log_min_duration_statement"], "1234ms");
     assert_eq!(config["standby_cluster"]["port"].to_string(), port);
-    crate::system::await_condition("the parameter reaches the server", Duration::from_secs(40), || {
+    await_condition("the parameter reaches the server", Duration::from_secs(40), || {
         let value = GOLDDR.session().one("SHOW log_min_duration_statement");
         if value == "1234ms" { Ok(()) } else { Err(value) }
     });

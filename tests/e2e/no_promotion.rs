@@ -10,10 +10,10 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    chain::{Chain, finish},
-    pair::{GOLD, GOLDDR, NAMESPACE, Pair, await_streaming},
+    chain::{Chain, Ended, SECOND_PATH, end_wal_receiver, finish},
+    pair::{GOLD, GOLDDR, NAMESPACE, Pair, Witness, await_streaming},
     sql::Session,
-    system::{Cut, Frozen, address, await_condition, processes_of},
+    system::{Cut, Frozen, address, await_condition, processes_named, processes_of},
 };
 
 #[test]
@@ -262,22 +262,55 @@ fn link_cut_and_nobody_else_to_ask_never_promotes() {
     assert!(GOLDDR.is_standby());
 }
 
-/// The second path says what the link can't: Gold's own API server shows a leader that renews its lease.
+/// Nobody sees Gold's PostgreSQL any more, and only its API server can tell that it leads, if somebody has a way to it.
 #[test]
 fn peer_that_leads_by_its_own_api_server_is_refused_by_the_second_path() {
+    let _pair = Pair::ready();
+    let chain = Chain::calm_asking(&SECOND_PATH);
+    let _cut = Cut::new(&["cut", "gold", "golddr"]);
+    end_wal_receiver();
+    chain.probe(&[]);
+    let first = chain.promote_by_another_way(&[]);
+    assert_eq!((first.code, &first.outcome["phase"]), (Some(0), &"suspect".into()), "{first:#?}");
+    chain.probe(&[]);
+    let seen = chain.promote_by_another_way(&[]);
+    seen.assert_refused_by_nothing_but("second-path");
+    let blind = chain.run(&[]);
+    blind.assert_refused_by_nothing_but("second-path");
+    assert!(blind.found("second-path").contains("no answer"), "{blind:#?}");
+    println!("by another way: {}; by the cut link: {}", seen.found("second-path"), blind.found("second-path"));
+}
+
+/// It may look at the wrong place, so its blindness says nothing.
+#[test]
+fn witness_that_never_saw_the_peer_is_told_while_it_lives_and_refuses_in_the_outage() {
+    let _pair = Pair::ready();
+    let elsewhere = Witness::start(18082, 9);
+    let chain = Chain::calm_asking(&["--witness", &elsewhere.url]);
+    let told = chain.run(&["--alert-repeat", "0s"]);
+    assert_eq!((told.code, told.alerts()), (Some(0), vec!["WitnessBlind"]), "{told:#?}");
+    let _cuts = chain.isolate_gold();
+    let ended = chain.run(&[]);
+    ended.assert_refused_by_nothing_but("witness");
+    assert!(ended.found("witness").ends_with("unreachable, but it never saw the peer alive"), "{ended:#?}");
+}
+
+/// Until its first copy is whole, GoldDR's configuration has no `standby_cluster`, as that of a site that leads.
+#[test]
+fn standby_that_is_being_born_is_never_taken_for_promoted() {
     let pair = Pair::ready();
-    let chain = Chain::calm(&pair);
-    // The way to Gold's API server stays open: only the path of the probe is cut.
-    let dead = ["pg-probe", "--host", &address("gold"), "--port", "9", "--interval", "200ms", "--timeout", "1s"];
-    for _ in 0..10 {
-        finish(&mut chain.command(&dead));
-        let ended = chain.promote(&["--peer-context", "gold", "--peer-namespace", NAMESPACE]);
-        if ended.code == Some(3) {
-            ended.assert_refused_by("second-path");
-            return;
-        }
+    let runs = pair.runs_at_birth();
+    let unborn = runs.iter().filter(|run| run.reason().contains("not initialized yet")).count();
+    let reasons: Vec<&str> = runs.iter().map(Ended::reason).collect();
+    println!("{unborn} of {} runs met an unborn cluster", runs.len());
+    assert!(unborn > 0, "no run of the monitor came early enough: {reasons:#?}");
+    for run in runs {
+        assert!(!run.alerts().contains(&"Promoted") && run.outcome["phase"] != "promoted", "{run:#?}");
+        assert!(run.outcome["epoch"].is_null() || run.outcome["epoch"] == 0, "{run:#?}");
     }
-    panic!("ten failing runs were not enough");
+    let last = runs.last().unwrap();
+    assert!(last.reason().starts_with("the peer is alive"), "{reasons:#?}");
+    assert_eq!((last.code, &last.outcome["phase"]), (Some(0), &"watching".into()), "{last:#?}");
 }
 
 #[test]
@@ -285,13 +318,7 @@ fn lag_over_the_limit_is_refused() {
     let pair = Pair::ready();
     let chain = Chain::calm(&pair);
     let leader = GOLDDR.leader().unwrap();
-    let receivers: Vec<u32> = processes_of(&leader, NAMESPACE)
-        .into_iter()
-        .filter(|pid| {
-            std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().contains("walreceiver")
-        })
-        .collect();
-    let frozen = Frozen::new(receivers);
+    let frozen = Frozen::new(processes_named("walreceiver", &leader, NAMESPACE));
     GOLD.session().query("CREATE TABLE IF NOT EXISTS lagging AS SELECT repeat('x', 1000) FROM generate_series(1, 4000); DROP TABLE lagging");
     let healthy = chain.run(&[]);
     let lag = healthy.outcome["lag_bytes"].as_u64().unwrap();
@@ -334,10 +361,7 @@ fn hold_and_maintenance_are_refused_and_told() {
 fn local_leader_that_hangs_is_refused() {
     let pair = Pair::ready();
     let chain = Chain::calm(&pair);
-    let patroni: Vec<u32> = processes_of(&GOLDDR.leader().unwrap(), NAMESPACE)
-        .into_iter()
-        .filter(|pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().contains("patroni"))
-        .collect();
+    let patroni = processes_named("patroni", &GOLDDR.leader().unwrap(), NAMESPACE);
     let _cut = Cut::new(&["cut", "gold", "golddr"]);
     chain.run(&[]);
     let frozen = Frozen::new(patroni);

@@ -3,7 +3,7 @@
 use crate::{
     chain::{Chain, Ended, finish},
     pair::{GOLDDR, NAMESPACE, Pair, SCOPE, kubeconfig_path},
-    promotion::{audit, isolate_gold},
+    promotion::audit,
     system::{LIFEBOAT, cluster_script},
 };
 
@@ -57,7 +57,7 @@ fn operator_holds_releases_and_approves_with_who_and_why_in_the_audit() {
     assert_eq!((shown.code, annotation("hold").is_some()), (Some(0), true), "a look changes nothing");
     assert!(annotation("maintenance-until").is_some());
 
-    let _cuts = isolate_gold(&chain);
+    let _cuts = chain.isolate_gold();
     let refused = chain.run(&["--mode", "approve"]);
     refused.assert_refused_by("hold");
     assert!(refused.stopped_by().contains(&"maintenance"), "{refused:#?}");

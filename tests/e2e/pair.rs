@@ -2,12 +2,14 @@
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
 
 use crate::{
+    chain::{Chain, Ended},
     sql::Session,
     system::{
         Background, LIFEBOAT, address, await_condition, cluster_script, json, kubeconfig, project, run, tool, try_run,
@@ -17,13 +19,12 @@ use crate::{
 pub const NAMESPACE: &str = "e2e";
 pub const SCOPE: &str = "lifeboat";
 
-/// Where the witness listens: the third place.
-fn witness_address() -> String {
-    format!("{}:18080", address("third"))
-}
+/// The usual witness' port. The chart's monitor asks it too.
+const WITNESS_PORT: u16 = 18080;
 
-/// One test at a time works on the clusters; a test that failed does not spoil the next one.
-static PAIR: Mutex<bool> = Mutex::new(false);
+/// One test at a time works on the clusters; a test that failed does not spoil the next one. Holds the runs of the monitor while
+/// GoldDR was born, once both sites are installed.
+static PAIR: Mutex<Option<Vec<Ended>>> = Mutex::new(None);
 
 /// One site: a context and the namespace of the suite.
 #[derive(Clone, Copy)]
@@ -86,6 +87,12 @@ impl Site {
         self.kubectl(&["annotate", "--overwrite", "configmap", "lifeboat-dr", annotation]);
     }
 
+    /// An annotation of the state record.
+    pub fn annotation(self, key: &str) -> Option<String> {
+        let map = self.get(&["configmap", "lifeboat-dr"]);
+        map["metadata"]["annotations"][key].as_str().map(ToOwned::to_owned)
+    }
+
     pub fn leader(self) -> Option<String> {
         let map = self.get(&["configmap", "lifeboat-leader"]);
         map["metadata"]["annotations"]["leader"].as_str().map(ToOwned::to_owned)
@@ -122,18 +129,16 @@ impl Site {
 
 /// Both sites, with a standby that streams.
 pub struct Pair {
-    _alone: MutexGuard<'static, bool>,
-    pub witness: String,
-    _witness: Background,
+    installed: MutexGuard<'static, Option<Vec<Ended>>>,
+    pub witness: Witness,
 }
 
 impl Pair {
     /// A pair whose standby streams and whose record is calm, whatever was before.
     pub fn ready() -> Self {
         let mut installed = PAIR.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*installed {
-            install_both();
-            *installed = true;
+        if installed.is_none() {
+            *installed = Some(install_both());
         }
         run(cluster_script("link").arg("restore"));
         // While GoldDR leads, Gold would not start: the promoted site goes first.
@@ -160,33 +165,65 @@ impl Pair {
             GOLDDR.annotate_record(annotation);
         }
         await_streaming();
-        let witness = start_witness();
-        Self { _alone: installed, witness: format!("http://{}", witness_address()), _witness: witness }
+        let witness = Witness::start(WITNESS_PORT, GOLD.node_port());
+        Self { installed, witness }
+    }
+
+    /// What the monitor said while GoldDR was installed for the first time.
+    pub fn runs_at_birth(&self) -> &[Ended] {
+        self.installed.as_deref().unwrap()
     }
 }
 
-fn start_witness() -> Background {
-    let witness = Background::start(
-        cluster_script("enter")
-            .args([
-                "third",
-                LIFEBOAT,
-                "witness",
-                "--listen",
-                &witness_address(),
-                "--timeout",
-                "1s",
-                "--interval",
-                "100ms",
-            ])
-            .args(["--peer", &format!("{}:{}", GOLD.host(), GOLD.node_port()), "--user", "replicator"])
-            .env("PGPASSWORD", GOLD.password("replication"))
-            .stderr(std::process::Stdio::null()),
-    );
-    await_condition("the witness", Duration::from_secs(10), || {
-        std::net::TcpStream::connect(witness_address()).map(drop).map_err(|error| error.to_string())
-    });
-    witness
+/// At the third place, until dropped.
+pub struct Witness {
+    pub url: String,
+    _process: Background,
+}
+
+impl Witness {
+    /// Listens on a port, and looks at one of Gold's.
+    pub fn start(listen: u16, peer: u16) -> Self {
+        let place = format!("{}:{listen}", address("third"));
+        let process = Background::start(
+            cluster_script("enter")
+                .args(["third", LIFEBOAT, "witness", "--listen", &place, "--timeout", "1s", "--interval", "100ms"])
+                .args(["--peer", &format!("{}:{peer}", GOLD.host()), "--user", "replicator"])
+                .env("PGPASSWORD", GOLD.password("replication"))
+                .stderr(std::process::Stdio::null()),
+        );
+        await_condition("the witness", Duration::from_secs(10), || {
+            std::net::TcpStream::connect(&place).map(drop).map_err(|error| error.to_string())
+        });
+        Self { url: format!("http://{place}"), _process: process }
+    }
+}
+
+/// A site without any member of its PostgreSQL until dropped; its API server lives.
+pub struct Stopped(Site);
+
+impl Stopped {
+    pub fn new(site: Site) -> Self {
+        let stopped = Self(site);
+        stopped.scale("0").unwrap();
+        await_condition("all members are gone", Duration::from_mins(1), || {
+            match site.try_kubectl(&["get", "pods", "-l", "application=patroni", "-o", "name"])? {
+                pods if pods.trim().is_empty() => Ok(()),
+                pods => Err(pods),
+            }
+        });
+        stopped
+    }
+
+    fn scale(&self, replicas: &str) -> Result<String, String> {
+        self.0.try_kubectl(&["scale", "statefulset", &format!("lifeboat-{}", self.0.name), "--replicas", replicas])
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = self.scale("2");
+    }
 }
 
 /// Streams, judged by the standby's own WAL receiver.
@@ -200,7 +237,7 @@ pub fn await_streaming() {
     });
 }
 
-fn install_both() {
+fn install_both() -> Vec<Ended> {
     try_run(&mut cluster_script("status"))
         .unwrap_or_else(|text| panic!("the clusters are not up: run `make clusters`\n{text}"));
     let begun = Instant::now();
@@ -218,8 +255,23 @@ fn install_both() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), copy.to_string()).unwrap();
     GOLDDR.kubectl(&["apply", "-f", file.path().to_str().unwrap()]);
-    install_standby();
-    println!("both sites installed in {:?}", begun.elapsed());
+    let runs = install_standby_watched();
+    println!("both sites installed in {:?}, {} runs of the monitor meanwhile", begun.elapsed(), runs.len());
+    runs
+}
+
+/// A monitor that was not told to wait runs all the while, and nobody needs to be asked.
+fn install_standby_watched() -> Vec<Ended> {
+    thread::scope(|scope| {
+        let installing = scope.spawn(install_standby);
+        let chain = Chain::of_site(&["--accept-split-brain"]);
+        let mut runs = Vec::new();
+        while !installing.is_finished() {
+            runs.push(chain.run(&[]));
+        }
+        installing.join().unwrap();
+        runs
+    })
 }
 
 pub fn install(site: Site, more: &[&str]) {
@@ -235,7 +287,10 @@ pub fn install_standby() {
         GOLDDR,
         &[
             "--set",
-            &format!("monitor.witnesses={{http://{}}},monitor.mode=auto,monitor.suspend=true", witness_address()),
+            &format!(
+                "monitor.witnesses={{http://{}:{WITNESS_PORT}}},monitor.mode=auto,monitor.suspend=true",
+                address("third")
+            ),
         ],
     );
 }
@@ -294,11 +349,14 @@ fn remove(site: Site) {
     });
 }
 
-/// The address of a Service inside a site.
+/// The address of a Service inside a site. The tunnel's is there a moment after its claim.
 pub fn cluster_ip(site: Site, service: &str) -> (String, u16) {
-    let service = site.get(&["service", service]);
-    let port = service["spec"]["ports"][0]["port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap();
-    (service["spec"]["clusterIP"].as_str().unwrap().to_owned(), port)
+    await_condition("the Service", Duration::from_mins(1), || {
+        let service = json(&site.try_kubectl(&["get", "service", service, "-o", "json"])?);
+        let port = service["spec"]["ports"][0]["port"].as_u64().and_then(|port| u16::try_from(port).ok());
+        let address = service["spec"]["clusterIP"].as_str().map(ToOwned::to_owned);
+        address.zip(port).ok_or_else(|| "no address".to_owned())
+    })
 }
 
 pub fn kubeconfig_path() -> String {

@@ -1,4 +1,5 @@
-//! Promotions: by the CronJob after a power loss, by a run that was killed after each of its steps, by two runs at once.
+//! Promotions: by the CronJob after a power loss, by a run that was killed after each of its steps, by two runs at once, by an
+//! operator's word, by the second path.
 
 use std::{
     sync::{
@@ -12,8 +13,8 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    chain::{Chain, Ended, finish},
-    pair::{GOLD, GOLDDR, Pair},
+    chain::{Chain, Ended, SECOND_PATH, finish},
+    pair::{GOLD, GOLDDR, Pair, Stopped, await_streaming},
     sql::Session,
     system::{Cut, await_condition, cluster_script, container, run},
 };
@@ -34,18 +35,58 @@ pub fn cut_gold() -> [Cut; 2] {
     [Cut::new(&["cut", "gold", "golddr"]), Cut::new(&["cut", "gold", "third"])]
 }
 
-/// Gold can be reached by nobody. Its WAL receiver on GoldDR has noticed.
-pub fn isolate_gold(chain: &Chain) -> [Cut; 2] {
-    let cuts = cut_gold();
-    await_condition("the WAL receiver notices", Duration::from_secs(40), || {
-        let rows = GOLDDR
-            .session()
-            .query("SELECT pid FROM pg_stat_wal_receiver WHERE last_msg_receipt_time > now() - interval '10s'");
-        if rows.is_empty() { Ok(()) } else { Err(format!("{rows:?}")) }
-    });
+/// Gold's PostgreSQL is gone, and its own API server, which lives, shows a lease that nobody renews.
+#[test]
+fn gold_gone_beside_its_living_api_server_is_promoted_by_the_second_path() {
+    let _pair = Pair::ready();
+    let chain = Chain::calm_asking(&SECOND_PATH);
+    assert_eq!(GOLDDR.record()["peer_lease"]["leader"].as_str().map(ToOwned::to_owned), GOLD.leader());
+    let _stopped = Stopped::new(GOLD);
     let first = chain.run(&[]);
-    assert_eq!(first.outcome["phase"], "suspect", "{first:#?}");
-    cuts
+    assert_eq!((first.code, &first.outcome["phase"]), (Some(0), &"suspect".into()), "{first:#?}");
+    let ended = await_condition("a run promotes", Duration::from_mins(2), || {
+        let ended = chain.run(&[]);
+        if ended.outcome["outcome"] == "done" { Ok(ended) } else { Err(format!("{ended:#?}")) }
+    });
+    let record = GOLDDR.record();
+    assert_eq!((&record["phase"], &record["promotion"]["by"]), (&"promoted".into(), &"auto".into()), "{record:#}");
+    let time = |value: &Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let watched = time(&record["promotion"]["decided"]).duration_since(time(&record["peer_lease"]["since"]));
+    println!("second path: {}", ended.found("second-path"));
+    assert!(watched.as_secs() >= 30, "promoted after {watched:?}, sooner than the lease's time to live");
+}
+
+/// Two outages: the first ends though its promotion was approved, the second one is approved too.
+#[test]
+fn approval_counts_in_the_outage_in_which_it_was_given_and_promotes_in_no_other() {
+    let pair = Pair::ready();
+    let chain = Chain::calm(&pair);
+    let approve = ["--mode", "approve"];
+    let removed = || (GOLDDR.annotation("lifeboat/approve"), audit(&GOLDDR.record(), "approval \"1\" removed"));
+    GOLDDR.annotate_record("lifeboat/approve=1");
+    let early = chain.run(&approve);
+    assert_eq!((early.code, removed()), (Some(0), (None, 1)), "{early:#?}");
+
+    let cuts = chain.isolate_gold();
+    let awaiting = chain.run(&approve);
+    assert_eq!((awaiting.code, &awaiting.outcome["phase"]), (Some(0), &"awaiting-approval".into()), "{awaiting:#?}");
+    assert_eq!(awaiting.alerts(), ["AwaitingApproval"], "{awaiting:#?}");
+    GOLDDR.annotate_record("lifeboat/approve=1");
+    drop(cuts);
+    let back = chain.run(&approve);
+    assert_eq!((&back.outcome["phase"], removed()), (&"watching".into(), (None, 2)), "{back:#?}");
+    await_streaming();
+
+    let _cuts = chain.isolate_gold();
+    let awaiting = chain.run(&approve);
+    assert_eq!((awaiting.code, &awaiting.outcome["phase"]), (Some(0), &"awaiting-approval".into()), "{awaiting:#?}");
+    assert!(GOLDDR.is_standby(), "promoted by the word of another outage");
+    GOLDDR.annotate_record("lifeboat/approve=1");
+    let ended = chain.run(&approve);
+    assert_eq!((ended.code, &ended.outcome["outcome"]), (Some(0), &"done".into()), "{ended:#?}");
+    let record = GOLDDR.record();
+    assert_eq!((&record["phase"], &record["promotion"]["by"]), (&"promoted".into(), &"approved".into()), "{record:#}");
+    assert_eq!(removed(), (None, 2), "the word is gone, and was not for another outage");
 }
 
 /// One promotion, whose run is killed after every single step and started again each time.
@@ -55,7 +96,7 @@ fn run_killed_after_each_step_and_run_again_finishes_and_promotes_once() {
     let chain = Chain::calm(&pair);
     let before: u32 = GOLDDR.session().one("SELECT timeline_id FROM pg_control_checkpoint()").parse().unwrap();
     let config_before = GOLDDR.config_text();
-    let _cuts = isolate_gold(&chain);
+    let _cuts = chain.isolate_gold();
     for (step, phase, standby) in [
         ("decided", "suspect", true),
         ("recorded", "promoting", true),
@@ -93,7 +134,7 @@ fn two_runs_at_once_promote_once() {
     let pair = Pair::ready();
     let chain = Chain::calm(&pair);
     let before: u32 = GOLDDR.session().one("SELECT timeline_id FROM pg_control_checkpoint()").parse().unwrap();
-    let _cuts = isolate_gold(&chain);
+    let _cuts = chain.isolate_gold();
     chain.probe(&[]);
     // Somebody else writes to both records all the while: every write meets conflicts and must observe again.
     let stop = Arc::new(AtomicBool::new(false));
@@ -132,13 +173,14 @@ fn two_runs_at_once_promote_once() {
         "two runs, {conflicts} conflicts, outcomes {} and {}",
         runs[0].outcome["outcome"], runs[1].outcome["outcome"]
     );
+    assert!(conflicts > 0, "nobody was in another's way: {runs:#?}");
 }
 
 #[test]
 fn person_confirms_without_a_probe_and_sets_a_guard_aside() {
     let pair = Pair::ready();
     let chain = Chain::calm(&pair);
-    let _cuts = isolate_gold(&chain);
+    let _cuts = chain.isolate_gold();
     let mut record = GOLDDR.record();
     record["last_good"] = Value::Null;
     GOLDDR.write_record(&record);
@@ -147,16 +189,23 @@ fn person_confirms_without_a_probe_and_sets_a_guard_aside() {
     refused.assert_refused_by("lag");
     let unreasoned = chain.promote(&["--confirm"]);
     assert_eq!(unreasoned.code, Some(2), "{unreasoned:#?}");
-    let ended = chain.promote(&[&confirm[..], &["--override", "lag,system-id,timeline"]].concat());
+    let set_aside = [&confirm[..], &["--override", "lag,system-id,timeline"]].concat();
+    let killed = finish(chain.promote_command(&set_aside).env("LIFEBOAT_KILL_AT", "recorded"));
+    assert!(killed.outcome.is_null() && GOLDDR.is_standby(), "{killed:#?}");
+    assert_eq!(GOLDDR.record()["phase"], "promoting");
+    // An ordinary run of the monitor would be refused by these guards; it finishes what the person decided.
+    let ended = chain.run(&[]);
     assert_eq!((ended.code, &ended.outcome["outcome"]), (Some(0), &"done".into()), "{ended:#?}");
-    let promotion = &GOLDDR.record()["promotion"];
+    let record = GOLDDR.record();
+    let promotion = &record["promotion"];
     let reason = promotion["reason"].as_str().unwrap();
+    assert_eq!((&record["phase"], &record["epoch"]), (&"promoted".into(), &1.into()), "{record:#}");
     assert_eq!(promotion["by"], "confirmed");
     assert!(reason.contains("under water") && reason.contains("lag"), "{promotion:#}");
 }
 
-/// A row that Gold acknowledged: its number, its commit's position, and when.
-type Acknowledged = (u64, u64, jiff::Timestamp);
+/// A row that Gold acknowledged: its number, and a position behind its commit.
+type Acknowledged = (u64, u64);
 
 /// Writes rows to Gold as fast as one session can, and keeps what was acknowledged.
 struct Writer {
@@ -174,16 +223,15 @@ impl Writer {
             let (stop, rows) = (Arc::clone(&stop), Arc::clone(&rows));
             thread::spawn(move || {
                 for id in 1.. {
-                    let sql = format!(
-                        "INSERT INTO written VALUES ({id}, 'row'); SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
-                    );
-                    match session.try_query(&sql) {
-                        Ok(answer) => {
-                            rows.lock().unwrap().push((id, answer[0].parse().unwrap(), jiff::Timestamp::now()));
-                        }
-                        Err(_) => return,
+                    if session.try_query(&format!("INSERT INTO written VALUES ({id}, 'row')")).is_err() {
+                        return;
                     }
-                    if stop.load(Ordering::Relaxed) {
+                    // Asked in one string with the row, the position would be that before the commit. Where nobody answers
+                    // any more, it is behind all that was seen received.
+                    let answer = session.try_query("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn");
+                    let behind = answer.as_ref().map_or(u64::MAX, |answer| answer[0].parse().unwrap());
+                    rows.lock().unwrap().push((id, behind));
+                    if answer.is_err() || stop.load(Ordering::Relaxed) {
                         return;
                     }
                     thread::sleep(Duration::from_millis(5));
@@ -241,8 +289,7 @@ fn gold_killed_is_promoted_by_the_cronjob_on_its_schedule() {
     let newest = session.one("SELECT coalesce(max(id), 0) FROM written").parse::<u64>().unwrap();
     let good = &promoted["last_good"];
     let received_then = position(good["local_lsn"].as_str().unwrap());
-    let certain =
-        acknowledged.iter().filter(|(_, lsn, _)| *lsn <= received_then).map(|(id, ..)| *id).max().unwrap_or(0);
+    let certain = acknowledged.iter().filter(|(_, lsn)| *lsn <= received_then).map(|(id, ..)| *id).max().unwrap_or(0);
     let lost = acknowledged.iter().filter(|(id, ..)| *id > newest).count();
     println!(
         "Gold killed: GoldDR accepts writes after {took:?}; {} rows acknowledged, {present} present, {lost} lost (the last good probe vouches for {certain})",

@@ -7,7 +7,6 @@ use serde_json::Value;
 use crate::{
     chain::Chain,
     pair::{GOLD, GOLDDR, Pair, Site, delete_members, install, install_standby, release_gold},
-    promotion::isolate_gold,
     system::await_condition,
 };
 
@@ -60,7 +59,7 @@ fn old_primary_that_returns_is_held_and_a_promoted_site_stays_primary() {
     GOLD.session().query("CREATE TABLE kept (id int); INSERT INTO kept VALUES (1)");
     chain.run(&[]);
     {
-        let _cuts = isolate_gold(&chain);
+        let _cuts = chain.isolate_gold();
         let promoted = chain.run(&[]);
         assert_eq!(promoted.outcome["outcome"], "done", "{promoted:#?}");
     }

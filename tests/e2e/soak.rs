@@ -6,7 +6,7 @@ use crate::{
     chain::Chain,
     monitor::{await_metric, monitor},
     pair::{GOLD, GOLDDR, Pair, await_streaming},
-    promotion::{audit, cut_gold, isolate_gold, timeline},
+    promotion::{audit, cut_gold, timeline},
     system::{await_condition, cluster_script, run},
 };
 
@@ -68,7 +68,7 @@ fn monitor_killed_at_random_moments_promotes_once() {
     let chain = Chain::calm(&pair);
     let (mut dice, kills) = (Dice::new(), number("LIFEBOAT_SOAK_KILLS", 100));
     let before: u32 = GOLDDR.session().one("SELECT timeline_id FROM pg_control_checkpoint()").parse().unwrap();
-    let _cuts = isolate_gold(&chain);
+    let _cuts = chain.isolate_gold();
     // A run that is killed counts nothing: a longer period forgives the gaps.
     let policy = ["--failures", "5", "--for", "30s", "--period", "2m"];
     // One identity: a pod that is started again by the kubelet keeps its name, and its Lease.

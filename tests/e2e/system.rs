@@ -111,19 +111,33 @@ impl Drop for Background {
     }
 }
 
-/// All processes of a member's container, found by Patroni's environment and its pid namespace.
+/// All processes of a member's container, found by Patroni's environment and its pid namespace. The address tells this pair's from
+/// those of another pair that runs beside it.
 pub fn processes_of(member: &str, namespace: &str) -> Vec<u32> {
     let wanted = [format!("PATRONI_NAME={member}"), format!("PATRONI_KUBERNETES_NAMESPACE={namespace}")];
+    let address = format!("PATRONI_KUBERNETES_POD_IP=10.{}.", 88 + pair_number());
     let pids = || {
         std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
     };
     let is_patroni = |pid: &u32| {
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        wanted.iter().all(|wanted| environment.split(|&byte| byte == 0).any(|entry| entry == wanted.as_bytes()))
+        let has = |wanted: &dyn Fn(&[u8]) -> bool| environment.split(|&byte| byte == 0).any(wanted);
+        wanted.iter().all(|wanted| has(&|entry| entry == wanted.as_bytes()))
+            && has(&|entry| entry.starts_with(address.as_bytes()))
     };
     let space = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let patroni = pids().find(is_patroni).unwrap_or_else(|| panic!("no process of {member} in {namespace}"));
     pids().filter(|&pid| space(pid) == space(patroni)).collect()
+}
+
+/// Those of them whose command line holds a word.
+pub fn processes_named(word: &str, member: &str, namespace: &str) -> Vec<u32> {
+    let named = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().contains(word);
+    processes_of(member, namespace).into_iter().filter(named).collect()
+}
+
+pub fn signal(signal: &str, pids: &[u32]) {
+    let _ = Command::new("kill").arg(signal).args(pids.iter().map(ToString::to_string)).stderr(Stdio::null()).status();
 }
 
 /// Stops processes (SIGSTOP) until dropped.
@@ -132,23 +146,14 @@ pub struct Frozen(Vec<u32>);
 impl Frozen {
     pub fn new(pids: Vec<u32>) -> Self {
         assert!(!pids.is_empty(), "nothing to stop");
-        let frozen = Self(pids);
-        frozen.signal("-STOP");
-        frozen
-    }
-
-    fn signal(&self, signal: &str) {
-        let _ = Command::new("kill")
-            .arg(signal)
-            .args(self.0.iter().map(ToString::to_string))
-            .stderr(Stdio::null())
-            .status();
+        signal("-STOP", &pids);
+        Self(pids)
     }
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        self.signal("-CONT");
+        signal("-CONT", &self.0);
     }
 }
 
