@@ -51,6 +51,9 @@ Each flag has an environment variable. `lifeboat NAME ...` and, through a symbol
 `lifeboat --list` prints the names. Standard output carries one JSON document (a table on a terminal), logs go to
 standard error.";
 
+/// Time for a look at the site's record before an alert is sent.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Every step. One file below `src/commands` each.
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -161,7 +164,11 @@ impl Session {
         for alert in std::mem::take(&mut report.alerts) {
             let cluster = self.cluster.get();
             let found = match cluster {
-                Some(cluster) => cluster.find_site_record(scope).await.ok().flatten(),
+                // An API server that does not answer may be what the alert is about.
+                Some(cluster) => {
+                    let asked = tokio::time::timeout(RECORD_TIMEOUT, cluster.find_site_record(scope)).await;
+                    asked.ok().and_then(Result::ok).flatten()
+                }
                 None => None,
             };
             if found.as_ref().is_some_and(|(record, _)| record.knows_alert(&alert.kind, Timestamp::now(), repeat)) {

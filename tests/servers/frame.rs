@@ -10,7 +10,19 @@ use crate::{
     peers::{ClosedPort, Peer},
 };
 
-const COMMANDS: [&str; 6] = ["port-discover", "pg-probe", "promote", "follow", "witness", "post-bootstrap"];
+const COMMANDS: [&str; 11] = [
+    "port-discover",
+    "pg-probe",
+    "promote",
+    "status",
+    "hold",
+    "release",
+    "approve",
+    "follow",
+    "monitor",
+    "witness",
+    "post-bootstrap",
+];
 
 #[test]
 fn list_prints_every_command() {
