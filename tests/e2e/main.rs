@@ -19,3 +19,4 @@ mod port_discover;
 mod promotion;
 mod sql;
 mod system;
+mod versions;
