@@ -36,7 +36,7 @@ images: build ## build the images lifeboat and lifeboat-postgres
 	images/build
 
 clusters: setup ## start the two test clusters
-	tests/clusters/up && images/build && tests/clusters/load-image
+	tests/clusters/up && images/build --variant all && tests/clusters/load-image
 
 e2e: images clusters ## the suite on two real clusters
 	cargo test --locked --features kill-points --test e2e -- --test-threads=1 --nocapture

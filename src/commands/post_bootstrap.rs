@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use postgres_protocol::password::scram_sha_256;
 use secrecy::{ExposeSecret, SecretString};
+use tokio_postgres::config::Host;
 
 use crate::{
     cli::{Session, misconfigured},
@@ -58,9 +59,16 @@ impl PostBootstrap {
             misconfigured(self.connstr.parse().context("parse the connection string"))?;
         let (user, dbname) =
             (config.get_user().unwrap_or_default().to_owned(), config.get_dbname().unwrap_or_default().to_owned());
-        // Patroni writes the superuser's password into a file, under the host name localhost.
+        // Patroni writes the superuser's password into a file: under the host of the connection string, which may be a socket's folder
+        // (so does 3.0 always), or under localhost.
         let port = config.get_ports().first().copied().unwrap_or(5432);
-        if let Some(own) = pgpass::lookup("localhost", port, &dbname, &user) {
+        let host = match config.get_hosts().first() {
+            Some(Host::Tcp(host)) => host.clone(),
+            Some(Host::Unix(folder)) => folder.display().to_string(),
+            None => String::new(),
+        };
+        let password_of = |host: &str| pgpass::lookup(host, port, &dbname, &user);
+        if let Some(own) = password_of(&host).or_else(|| password_of("localhost")) {
             config.password(own.expose_secret());
         }
         // Patroni says here not to wait for a synchronous standby, which can't be there yet, and to write in any case.

@@ -24,3 +24,4 @@ mod soak;
 mod sql;
 mod system;
 mod third_place;
+mod versions;

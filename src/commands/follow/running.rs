@@ -17,10 +17,13 @@ use crate::{
     kubernetes::{Cluster, Conflict, Snapshot},
     outcome::{Conclusion, Refused, Report, Unverified},
     patroni::{ClusterConfig, Document, LeaderRecord, Member, MemberRole, StandbyCluster},
+    postgres::{self, Server, simple_row},
     site::Phase,
 };
 
 const POLL: Duration = Duration::from_secs(1);
+/// Time limit of one question to the leader.
+const SQL_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const ROUNDS: u32 = 8;
 
 /// One round may have read the configuration before it was changed, the next one applies it, and the third one tells of the result.
@@ -161,15 +164,39 @@ impl Follow {
         let record = LeaderRecord::read(&cluster.configmap(&self.scope.leader()).await?);
         let leader = record.ok_or_else(|| anyhow!("no member of scope {} leads", self.scope.0))?.leader;
         let member = Member::of_pod(cluster, &leader).await?;
-        let tells = member.tells_replication_state();
-        let Member { role, state, replication_state, .. } = member;
         let wanted = if standby { MemberRole::StandbyLeader } else { MemberRole::Primary };
         // A standby leader that does not stream has no replication state at all; only an old Patroni never tells one.
-        let streams = !standby || replication_state.as_deref() == Some("streaming") || !tells;
-        if role == wanted && state == "running" && streams {
+        let replication = match &member.replication_state {
+            Some(state) => state.clone(),
+            None if standby && member.role == wanted && !member.tells_replication_state() => self
+                .ask_receiver(&member)
+                .await
+                .context("Patroni before 3.0.4 does not tell whether its leader streams")?,
+            None => "unknown".to_owned(),
+        };
+        let Member { role, state, .. } = member;
+        if role == wanted && state == "running" && (!standby || replication == "streaming") {
             return Ok(if standby { format!("{leader} streams from the peer") } else { format!("{leader} leads") });
         }
-        Err(anyhow!("{leader} is {role:?}, {state}, replication {}", replication_state.as_deref().unwrap_or("unknown")))
+        Err(anyhow!("{leader} is {role:?}, {state}, replication {replication}"))
+    }
+
+    /// Whether a WAL receiver is connected, by SQL. Its row is shown only while it is; without `pg_monitor` the row is empty.
+    async fn ask_receiver(&self, member: &Member) -> anyhow::Result<String> {
+        let password = self.credentials.password(&member.host, member.port)?;
+        let (credentials, tls) = (self.credentials.clone(), self.tls.clone());
+        let server = Server { host: member.host.clone(), port: member.port, credentials, password, tls };
+        let session = postgres::attempt(&server, SQL_TIMEOUT).await;
+        let session =
+            session.map_err(|failed| anyhow!("ask {} ({}): {}", member.name, failed.verdict, failed.error))?;
+        let sql = "SELECT count(*), coalesce(max(status), 'streaming') FROM pg_stat_wal_receiver";
+        let row = tokio::time::timeout(SQL_TIMEOUT, simple_row(&session.client, sql)).await;
+        let row = row.map_err(|_| anyhow!("{} does not answer", member.name))??;
+        Ok(if row.get(0) == Some("0") {
+            "not connected".to_owned()
+        } else {
+            row.get(1).unwrap_or("unknown").to_owned()
+        })
     }
 }
 
