@@ -207,8 +207,8 @@ impl SiteRecord {
         if self.phase == Phase::Promoting { self.epoch } else { self.epoch + 1 }
     }
 
-    /// Whether this record says more than one read before: something else than newer sights of a living peer, or sights that are newer by
-    /// this time.
+    /// Whether this record says more than one read before: something else than newer sights of a living peer that are no worse, or sights that
+    /// are newer by this time. A greater lag is never kept back.
     #[must_use]
     pub fn tells_more_than(&self, before: &Self, age: Duration) -> bool {
         let mut same = self.clone();
@@ -217,7 +217,11 @@ impl SiteRecord {
         same.peer_lease.clone_from(&before.peer_lease);
         let age = SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX);
         let newer = match (&self.last_good, &before.last_good) {
-            (Some(now), Some(then)) => now.time.duration_since(then.time) >= age,
+            (Some(now), Some(then)) => {
+                now.time.duration_since(then.time) >= age
+                    || (now.system_id, now.timeline) != (then.system_id, then.timeline)
+                    || now.lag() > then.lag()
+            }
             (now, then) => now != then,
         };
         same != *before || newer || self.witnesses.len() != before.witnesses.len()
@@ -278,6 +282,13 @@ mod tests {
         let age = Duration::from_secs(20);
         assert!(!after(19).tells_more_than(&before, age));
         assert!(after(20).tells_more_than(&before, age));
+        let mut behind = after(5);
+        behind.last_good.as_mut().unwrap().peer_lsn = Lsn(10);
+        assert!(behind.tells_more_than(&before, age), "a greater lag is written at once");
+        assert!(
+            !after(24).tells_more_than(&SiteRecord { last_good: behind.last_good, ..before.clone() }, age),
+            "a smaller one waits"
+        );
         assert!(SiteRecord { failures: 1, ..after(5) }.tells_more_than(&before, age));
         assert!(after(5).tells_more_than(&SiteRecord::new("golddr"), age));
     }
