@@ -51,6 +51,9 @@ Each flag has an environment variable. `lifeboat NAME ...` and, through a symbol
 `lifeboat --list` prints the names. Standard output carries one JSON document (a table on a terminal), logs go to
 standard error.";
 
+/// Commands that run until they are stopped.
+const SERVERS: [&str; 2] = ["monitor", "witness"];
+
 /// Time for a look at the site's record before an alert is sent.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -220,12 +223,20 @@ async fn run(cli: Cli) -> ExitCode {
         Ok((alerter, mut stop)) => {
             let session =
                 Session { dry_run, options: cluster, cluster: OnceCell::new(), alerter, lease: Mutex::default() };
+            let mut stopped = false;
             let result = tokio::select! {
                 result = command.run(&session) => result,
-                error = stop.asked() => Err(error),
+                error = stop.asked() => {
+                    stopped = SERVERS.contains(&name);
+                    Err(error)
+                }
             };
-            let mut report = result.unwrap_or_else(|error| failure(name, error));
-            if !dry_run {
+            let mut report = match result {
+                // Whoever serves until it is stopped ends as it should: a rollout is no alert.
+                Err(error) if stopped => Report::from(error),
+                result => result.unwrap_or_else(|error| failure(name, error)),
+            };
+            if !dry_run && !stopped {
                 let told = tokio::select! {
                     () = session.alerter.send(name, &mut report, session.cluster.get()) => true,
                     _ = stop.asked() => false,

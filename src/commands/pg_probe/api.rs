@@ -37,6 +37,9 @@ pub struct Look<'a> {
     pub third_place: bool,
 }
 
+/// A lease that was watched until it ran out; nobody's lease too.
+struct RanOut(Option<LeaderRecord>);
+
 /// What one look at the leader's ConfigMap met.
 struct Failed {
     verdict: Verdict,
@@ -46,9 +49,9 @@ struct Failed {
 impl Look<'_> {
     /// Watches until the lease is renewed, or has not been for its time to live.
     pub async fn probe(&self, cluster: &Cluster) -> ProbeFacts {
-        let (mut tries, mut peer) = (Vec::new(), PeerFacts::default());
+        let (mut tries, mut peer, mut ran_out) = (Vec::new(), PeerFacts::default(), None);
         loop {
-            let (verdict, error) = match self.watch(cluster, !tries.is_empty()).await {
+            let (verdict, error) = match self.watch(cluster, &mut ran_out).await {
                 Ok(facts) => {
                     peer = facts.1;
                     (facts.0, None)
@@ -84,11 +87,12 @@ impl Look<'_> {
         }
     }
 
-    /// One attempt. `ran_out`: an earlier one watched for the whole time to live already, so one look is enough.
-    async fn watch(&self, cluster: &Cluster, ran_out: bool) -> Result<(Verdict, PeerFacts), Failed> {
+    /// One attempt: watches until the lease is renewed or has run out. `ran_out` is a lease that an earlier attempt watched run out: as long as it is
+    /// the same, one look is enough.
+    async fn watch(&self, cluster: &Cluster, ran_out: &mut Option<RanOut>) -> Result<(Verdict, PeerFacts), Failed> {
         let wrong = |error: anyhow::Error| Failed { verdict: Verdict::Misconfigured, error: format!("{error:#}") };
         let config = ClusterConfig::read(&self.read(cluster, &self.scope.config()).await?).map_err(wrong)?;
-        let ttl = if ran_out { POLL * 2 } else { Duration::from_secs(config.ttl) };
+        let ttl = Duration::from_secs(config.ttl);
         let (mut lease, begun) = (LeaseWatch::default(), Instant::now());
         loop {
             let map = self.read(cluster, &self.scope.leader()).await?;
@@ -97,11 +101,12 @@ impl Look<'_> {
             if let Some(record) = record.as_ref().filter(|r| lease.renewed_within(&r.leader, ttl, Instant::now())) {
                 return Ok(self.meet(cluster, &config, &map, &record.leader).await);
             }
-            if begun.elapsed() >= ttl {
-                let error = match record {
+            if begun.elapsed() >= ttl || ran_out.as_ref().is_some_and(|seen| seen.0 == record) {
+                let error = match &record {
                     Some(record) => format!("{} has not renewed its lease for {} s", record.leader, ttl.as_secs()),
                     None => format!("nobody has held the lease for {} s", ttl.as_secs()),
                 };
+                *ran_out = Some(RanOut(record));
                 return Err(Failed { verdict: Verdict::Unreachable, error });
             }
             tokio::time::sleep(POLL).await;

@@ -38,8 +38,9 @@ pub struct PgProbe {
     #[arg(long, env = "LIFEBOAT_PORT_FILE", value_name = "FILE")]
     port_file: Option<PathBuf>,
 
-    /// Ask the peer's own API server (--context) in place of its PostgreSQL: whether the leader of this scope of Patroni renews its lease
-    #[arg(long, env = "LIFEBOAT_SCOPE", value_name = "NAME", conflicts_with_all = ["host", "port", "port_file"])]
+    /// Ask the peer's own API server (--context) in place of its PostgreSQL: whether the leader of this scope of Patroni renews its lease.
+    /// It wins over --host
+    #[arg(long, env = "LIFEBOAT_PROBE_SCOPE", value_name = "NAME")]
     scope: Option<Scope>,
 
     /// With --scope: this runs outside both sites, so that an API server which can't be reached counts as unreachable. On the standby's own
