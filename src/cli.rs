@@ -319,6 +319,9 @@ impl Step {
         let words: Vec<OsString> = std::iter::once("lifeboat".into()).chain(words.iter().cloned()).collect();
         let cli = parse(&words).map_err(|error| anyhow!("{error}"))?;
         let name = cli.command.name();
+        if words.iter().any(|word| word == "--dry-run") {
+            return Err(anyhow!("--dry-run belongs to the monitor itself: a step alone would not be dry"));
+        }
         if !Self::NAMES.contains(&name) {
             return Err(anyhow!("{name} is no step of a monitor: these are {}", Self::NAMES.join(", ")));
         }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::{Follow, running::ROUNDS};
+use super::{Follow, Role, running::ROUNDS};
 use crate::{
     alerts::Alert,
     cli::{Session, misconfigured},
@@ -116,6 +116,10 @@ impl Follow {
     async fn record_hold(&self, cluster: &Cluster, held: bool) -> anyhow::Result<()> {
         for _ in 0..ROUNDS {
             let (mut record, map) = cluster.site_record(&self.scope, &self.site).await?;
+            // Somebody promoted meanwhile: that is not ours to overwrite.
+            if matches!(record.phase, Phase::Promoted | Phase::Promoting) || held == (record.phase == Phase::Held) {
+                return Ok(());
+            }
             let event = if held {
                 "held: the peer leads with what was our data"
             } else {
@@ -149,6 +153,10 @@ impl Follow {
     /// Why this site must not start as it is: its peer leads with the same database. A site that was promoted gives way to a later
     /// promotion only. One that was held stays so until the peer is met and does not lead, or a person releases it.
     fn peer_leads(&self, facts: &Facts) -> Option<String> {
+        // A promoted site holds the accepted writes: a number that the other branch reached by itself must not end it.
+        if matches!(facts.phase, Some(Phase::Promoted | Phase::Promoting)) {
+            return None;
+        }
         let met =
             facts.peer.as_ref().filter(|probe| probe.verdict == Verdict::Healthy && probe.peer.in_recovery.is_some());
         let Some(peer) = met else {
@@ -162,12 +170,19 @@ impl Follow {
             });
         };
         let ours = facts.config.initialize.or(facts.data.map(|data| data.system_id));
+        if facts.phase == Some(Phase::Held) && ours.is_none() && self.role == Role::Active {
+            return Some(format!(
+                "site {} was held as an old primary, and its data is gone: it would be born as a new primary. Make it the standby of its peer \
+                 (runbook, \"The way back\"), or end the other site and `lifeboat release`",
+                self.site
+            ));
+        }
         if facts.config.standby_cluster.is_some() || ours.is_none() || peer.peer.system_id != ours {
             return None;
         }
         let theirs = peer.peer.timeline.filter(|_| peer.peer.in_recovery == Some(false))?;
         let timeline = facts.config.timeline.max(facts.data.map(|data| data.timeline)).unwrap_or(Timeline(1));
-        let newer = if facts.phase == Some(Phase::Promoted) { theirs > timeline } else { theirs >= timeline };
+        let newer = theirs >= timeline;
         newer.then(|| {
             format!(
                 "{} leads with this database on timeline {theirs} (ours is {timeline}): site {} would be a second primary, and does not start. \
@@ -260,7 +275,7 @@ impl Follow {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Role, *};
+    use super::*;
     use crate::{
         postgres::{Credentials, SystemId, TlsOptions},
         probe::PeerFacts,
@@ -332,7 +347,12 @@ mod tests {
         let was_held = |peer| Facts { phase: Some(Phase::Held), ..gold(peer) };
         assert!(held(&was_held(gone)) && held(&was_held(None)) && !held(&was_held(peer(7, 3, true))));
         let promoted = |peer| Facts { phase: Some(Phase::Promoted), ..gold(peer) };
-        assert!(!held(&promoted(peer(7, 2, false))) && held(&promoted(peer(7, 3, false))));
+        assert!(
+            !held(&promoted(peer(7, 2, false))) && !held(&promoted(peer(7, 3, false))),
+            "it holds the accepted writes"
+        );
+        let emptied = Facts { phase: Some(Phase::Held), peer: peer(7, 3, false), ..Facts::default() };
+        assert!(held(&emptied), "no new primary beside the peer");
         // Installed anew over kept volumes: Patroni's records are gone, the data directory tells who we were.
         let data = Some(ControlFile { system_id: SystemId(7), timeline: Timeline(2) });
         let kept = |peer| Facts { data, peer, ..Facts::default() };

@@ -18,6 +18,9 @@ use clap::ValueEnum;
 /// How the record calls a person's decision.
 const CONFIRMED: &str = "confirmed";
 
+/// A person's word that nobody finished within this time was for another moment.
+const WORD_LASTS: SignedDuration = SignedDuration::from_mins(15);
+
 /// Who may decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
@@ -70,8 +73,9 @@ pub struct Confirm {
 impl Confirm {
     /// What the record says of a person's decision whose run was killed: any run finishes it as it was meant.
     #[must_use]
-    pub fn unfinished(record: &SiteRecord) -> Option<Self> {
-        let promotion = record.promotion.as_ref().filter(|promotion| promotion.by == CONFIRMED)?;
+    pub fn unfinished(record: &SiteRecord, now: Timestamp) -> Option<Self> {
+        let fresh = |promotion: &&Promotion| now.duration_since(promotion.decided) <= WORD_LASTS;
+        let promotion = record.promotion.as_ref().filter(|promotion| promotion.by == CONFIRMED).filter(fresh)?;
         let overrides = promotion.overrides.iter().filter_map(|name| Guard::from_str(name, false).ok()).collect();
         (record.phase == Phase::Promoting).then(|| Self { overrides, reason: promotion.reason.clone() })
     }

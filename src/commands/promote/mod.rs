@@ -252,7 +252,7 @@ impl Promote {
         kill_point("rechecked");
         match decision.plan {
             // Somebody wrote the record in between: the decision must be written down again before anything is done.
-            Plan::Promote if decision.record != again.facts.record => {
+            Plan::Promote if decision.record.tells_more_than(&again.facts.record, SIGHTINGS_AGE) => {
                 return Err(Conflict(self.scope.state()).into());
             }
             Plan::Promote => {}

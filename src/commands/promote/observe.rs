@@ -60,7 +60,7 @@ impl Promote {
             Err(why) => Err(why.clone()),
         };
         let now = Timestamp::now();
-        let confirm = self.confirmed().or_else(|| Confirm::unfinished(&record));
+        let confirm = self.confirmed().or_else(|| Confirm::unfinished(&record, now));
         let probe = if confirm.is_some() {
             Err("not asked: a person decided".to_owned())
         } else {
@@ -215,7 +215,10 @@ impl Promote {
 fn watched(before: Option<&PeerLease>, read: Option<LeaderRecord>, now: Timestamp) -> PeerLease {
     let (leader, renew_time) = read.map(|read| (read.leader, read.renew_time)).unzip();
     match before {
-        Some(before) if (&before.leader, &before.renew_time) == (&leader, &renew_time) => before.clone(),
+        // A time in the future is of a clock that was set back since.
+        Some(before) if (&before.leader, &before.renew_time) == (&leader, &renew_time) && before.since <= now => {
+            before.clone()
+        }
         _ => PeerLease { leader, renew_time, since: now },
     }
 }

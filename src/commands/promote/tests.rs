@@ -443,13 +443,14 @@ fn persons_decision_that_was_killed_is_finished_as_it_was_meant() {
     let decided = decide(&facts, &policy);
     assert_eq!((decided.plan, decided.record.epoch), (Plan::Promote, 1));
     facts.record = decided.record;
-    facts.confirm = Confirm::unfinished(&facts.record);
+    facts.confirm = Confirm::unfinished(&facts.record, facts.now);
     facts.probe = Ok(probe(60, &[Verdict::Unreachable]));
     let again = decide(&facts, &policy);
     assert_eq!((again.plan, again.record.epoch, again.record.audit.len()), (Plan::Promote, 1, 1), "{}", again.reason);
     assert!(again.reason.contains("fire in the hall") && again.reason.contains("lag"), "{}", again.reason);
+    assert!(Confirm::unfinished(&facts.record, facts.now + SignedDuration::from_mins(16)).is_none(), "days later");
     facts.record.phase = Phase::Promoted;
-    assert!(Confirm::unfinished(&facts.record).is_none());
+    assert!(Confirm::unfinished(&facts.record, facts.now).is_none());
 }
 
 #[test]
