@@ -150,8 +150,8 @@ impl Follow {
         }
     }
 
-    /// Why this site must not start as it is: its peer leads with the same database. A site that was promoted gives way to a later
-    /// promotion only. One that was held stays so until the peer is met and does not lead, or a person releases it.
+    /// Why this site must not start as it is: its peer leads with the same database. A site that was promoted never gives way here. One that was
+    /// held stays so until the peer is met and does not lead, or a person releases it.
     fn peer_leads(&self, facts: &Facts) -> Option<String> {
         // A promoted site holds the accepted writes: a number that the other branch reached by itself must not end it.
         if matches!(facts.phase, Some(Phase::Promoted | Phase::Promoting)) {
