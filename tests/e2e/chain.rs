@@ -147,14 +147,14 @@ impl Chain {
 
     pub fn promote_command(&self, more: &[&str]) -> Command {
         let mut command = self.environment();
-        command.args(self.promote_words(&[&["--failures", "4", "--for", "1s"], more].concat()));
+        command.args(self.promote_words(&[&["--failures", "4", "--for", "100ms"], more].concat()));
         command
     }
 
     /// Not on GoldDR's node but on this machine, from where both API servers can be reached though the sites' link is cut.
     pub fn promote_by_another_way(&self, more: &[&str]) -> Ended {
         let mut command = self.with_environment(Command::new(LIFEBOAT));
-        finish(command.args(self.promote_words(&[&["--failures", "4", "--for", "1s"], more].concat())))
+        finish(command.args(self.promote_words(&[&["--failures", "4", "--for", "100ms"], more].concat())))
     }
 
     /// Promote's command line.

@@ -7,8 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::json;
-
 use crate::{
     chain::{Chain, Ended, SECOND_PATH, end_wal_receiver, finish},
     pair::{GOLD, GOLDDR, NAMESPACE, Pair, Witness, await_streaming},
@@ -33,7 +31,7 @@ fn one_blip_resets_the_count() {
 fn same_probe_read_again_is_not_counted_again() {
     let pair = Pair::ready();
     let chain = Chain::calm(&pair);
-    let cut = Cut::new(&["cut", "gold", "golddr"]);
+    let cut = Cut::new(&["cut", "gold", "golddr", "--reject"]);
     chain.probe(&[]);
     for _ in 0..4 {
         let ended = chain.promote(&[]);
@@ -176,7 +174,7 @@ fn port_missing_or_empty_is_never_a_dead_peer() {
 fn facts_stale_missing_or_malformed_refuse() {
     let pair = Pair::ready();
     let chain = Chain::calm(&pair);
-    let cut = Cut::new(&["cut", "gold", "golddr"]);
+    let cut = Cut::new(&["cut", "gold", "golddr", "--reject"]);
     chain.probe(&[]);
     drop(cut);
     let file = chain.dir().join("probe.json");
@@ -323,7 +321,7 @@ fn lag_over_the_limit_is_refused() {
     let healthy = chain.run(&[]);
     let lag = healthy.outcome["lag_bytes"].as_u64().unwrap();
     assert!(lag > 1 << 20, "no lag: {healthy:#?}");
-    let _cut = Cut::new(&["cut", "gold", "golddr"]);
+    let _cut = Cut::new(&["cut", "gold", "golddr", "--reject"]);
     let ended = chain.run_twice(&["--max-lag", "1MiB"]);
     drop(frozen);
     ended.assert_refused_by("lag");
@@ -336,7 +334,7 @@ fn another_system_id_is_refused() {
     let mut record = GOLDDR.record();
     record["last_good"]["system_id"] = "1234567890123456789".into();
     GOLDDR.write_record(&record);
-    let _cut = Cut::new(&["cut", "gold", "golddr"]);
+    let _cut = Cut::new(&["cut", "gold", "golddr", "--reject"]);
     chain.run_twice(&[]).assert_refused_by("system-id");
 }
 
@@ -346,7 +344,7 @@ fn hold_and_maintenance_are_refused_and_told() {
     let chain = Chain::calm(&pair);
     GOLDDR.annotate_record("lifeboat/hold=storage work until noon");
     GOLDDR.annotate_record("lifeboat/maintenance-until=2999-01-01T00:00:00Z");
-    let _cut = Cut::new(&["cut", "gold", "golddr"]);
+    let _cut = Cut::new(&["cut", "gold", "golddr", "--reject"]);
     let ended = chain.run_twice(&[]);
     ended.assert_refused_by("hold");
     ended.assert_refused_by("maintenance");
@@ -362,7 +360,7 @@ fn local_leader_that_hangs_is_refused() {
     let pair = Pair::ready();
     let chain = Chain::calm(&pair);
     let patroni = processes_named("patroni", &GOLDDR.leader().unwrap(), NAMESPACE);
-    let _cut = Cut::new(&["cut", "gold", "golddr"]);
+    let _cut = Cut::new(&["cut", "gold", "golddr", "--reject"]);
     chain.run(&[]);
     let frozen = Frozen::new(patroni);
     let ended = chain.run(&[]);
@@ -375,14 +373,10 @@ fn paused_patroni_is_refused() {
     let pair = Pair::ready();
     let chain = Chain::calm(&pair);
     let text = GOLDDR.config_text();
-    let set = |text: &str| {
-        let patch = json!({"metadata": {"annotations": {"config": text}}}).to_string();
-        GOLDDR.kubectl(&["patch", "configmap", "lifeboat-config", "--type=merge", "-p", &patch]);
-    };
-    set(&text.replacen('{', "{\"pause\":true,", 1));
-    let cut = Cut::new(&["cut", "gold", "golddr"]);
+    GOLDDR.set_config(&text.replacen('{', "{\"pause\":true,", 1));
+    let cut = Cut::new(&["cut", "gold", "golddr", "--reject"]);
     let ended = chain.run_twice(&[]);
-    set(&text);
+    GOLDDR.set_config(&text);
     drop(cut);
     ended.assert_refused_by("paused");
 }
@@ -392,7 +386,7 @@ fn dry_run_decides_and_changes_nothing() {
     let pair = Pair::ready();
     let chain = Chain::calm(&pair);
     let before = (GOLDDR.config_text(), GOLDDR.record());
-    let _cut = Cut::new(&["cut", "gold", "golddr"]);
+    let _cut = Cut::new(&["cut", "gold", "golddr", "--reject"]);
     chain.probe(&[]);
     let ended = chain.promote(&["--dry-run"]);
     assert_eq!((ended.code, &ended.outcome["dry_run"]), (Some(0), &true.into()), "{ended:#?}");
@@ -404,7 +398,7 @@ fn dry_run_decides_and_changes_nothing() {
 fn local_server_that_can_not_be_asked_is_unknown_and_refuses() {
     let pair = Pair::ready();
     let chain = Chain::calm(&pair);
-    let _cut = Cut::new(&["cut", "gold", "golddr"]);
+    let _cut = Cut::new(&["cut", "gold", "golddr", "--reject"]);
     chain.run(&[]);
     chain.probe(&[]);
     let ended = finish(chain.promote_command(&[]).env("PGPASSWORD", "wrong"));

@@ -12,7 +12,8 @@ use crate::{
     chain::{Chain, Ended},
     sql::Session,
     system::{
-        Background, LIFEBOAT, address, await_condition, cluster_script, json, kubeconfig, project, run, tool, try_run,
+        Background, LIFEBOAT, address, await_condition, cluster_script, json, kubeconfig, processes_named, project,
+        run, signal, tool, try_run,
     },
 };
 
@@ -62,6 +63,11 @@ impl Site {
             return String::new();
         };
         json(&map)["metadata"]["annotations"]["config"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub fn set_config(self, text: &str) {
+        let patch = serde_json::json!({"metadata": {"annotations": {"config": text}}}).to_string();
+        self.kubectl(&["patch", "configmap", "lifeboat-config", "--type=merge", "-p", &patch]);
     }
 
     pub fn is_standby(self) -> bool {
@@ -164,7 +170,7 @@ impl Pair {
         for annotation in ["lifeboat/hold-", "lifeboat/approve-", "lifeboat/maintenance-until-"] {
             GOLDDR.annotate_record(annotation);
         }
-        await_streaming();
+        hasten_streaming();
         let witness = Witness::start(WITNESS_PORT, GOLD.node_port());
         Self { installed, witness }
     }
@@ -237,6 +243,17 @@ pub fn await_streaming() {
     });
 }
 
+/// A WAL receiver that asked for a connection while the link was cut asks again only seconds after it is whole. Another one asks
+/// at once.
+pub fn hasten_streaming() {
+    if let Some(leader) = GOLDDR.leader()
+        && GOLDDR.session().query("SELECT FROM pg_stat_wal_receiver").is_empty()
+    {
+        signal("-TERM", &processes_named("walreceiver", &leader, NAMESPACE));
+    }
+    await_streaming();
+}
+
 fn install_both() -> Vec<Ended> {
     try_run(&mut cluster_script("status"))
         .unwrap_or_else(|text| panic!("the clusters are not up: run `make clusters`\n{text}"));
@@ -281,14 +298,14 @@ pub fn install(site: Site, more: &[&str]) {
     site.helm(&[&common, more].concat());
 }
 
-/// The CronJob sleeps unless a test wakes it.
+/// The CronJob sleeps unless a test wakes it. Each run that is near a decision waits for a round of Patroni, so these are short.
 pub fn install_standby() {
     install(
         GOLDDR,
         &[
             "--set",
             &format!(
-                "monitor.witnesses={{http://{}:{WITNESS_PORT}}},monitor.mode=auto,monitor.suspend=true",
+                "monitor.witnesses={{http://{}:{WITNESS_PORT}}},monitor.mode=auto,monitor.suspend=true,patroni.loopWait=2",
                 address("third")
             ),
         ],

@@ -1,8 +1,10 @@
 //! Commands, waiting, processes.
 
 use std::{
+    fs::{File, TryLockError},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
+    sync::LazyLock,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -28,10 +30,26 @@ fn pair_number() -> u8 {
     std::env::var("LIFEBOAT_PAIR").ok().and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-pub fn kubeconfig() -> PathBuf {
-    let folder = if pair_number() == 0 { "clusters".to_owned() } else { format!("clusters-{}", pair_number()) };
-    cache().join(folder).join("kubeconfig")
+/// Where this pair's state is.
+fn state() -> PathBuf {
+    cache().join(if pair_number() == 0 { "clusters".to_owned() } else { format!("clusters-{}", pair_number()) })
 }
+
+pub fn kubeconfig() -> PathBuf {
+    state().join("kubeconfig")
+}
+
+/// Held until this process ends: a suite on the same pair would mend the links that this one cuts.
+static ALONE: LazyLock<File> = LazyLock::new(|| {
+    let path = state().join("locks/e2e");
+    let file = File::create(&path)
+        .unwrap_or_else(|error| panic!("the clusters are not up: run `make clusters`\n{}: {error}", path.display()));
+    if let Err(TryLockError::WouldBlock) = file.try_lock() {
+        println!("another suite works on these clusters; waiting for its end");
+        file.lock().unwrap();
+    }
+    file
+});
 
 /// The address of a place: gold, golddr, third, or this machine as they see it.
 pub fn address(place: &str) -> String {
@@ -47,6 +65,7 @@ pub fn address(place: &str) -> String {
 
 /// A tool of the test clusters, such as kubectl.
 pub fn tool(name: &str) -> Command {
+    LazyLock::force(&ALONE);
     let mut command = Command::new(cache().join("bin").join(name));
     command.env("KUBECONFIG", kubeconfig());
     command
@@ -54,6 +73,7 @@ pub fn tool(name: &str) -> Command {
 
 /// A script of `tests/clusters`.
 pub fn cluster_script(name: &str) -> Command {
+    LazyLock::force(&ALONE);
     Command::new(project("tests/clusters").join(name))
 }
 
@@ -137,6 +157,9 @@ pub fn processes_named(word: &str, member: &str, namespace: &str) -> Vec<u32> {
 }
 
 pub fn signal(signal: &str, pids: &[u32]) {
+    if pids.is_empty() {
+        return;
+    }
     let _ = Command::new("kill").arg(signal).args(pids.iter().map(ToString::to_string)).stderr(Stdio::null()).status();
 }
 
