@@ -123,6 +123,20 @@ pub struct Session {
 }
 
 impl Session {
+    fn new(dry_run: bool, options: ClusterOptions, alerter: Alerter) -> Self {
+        Self { dry_run, options, cluster: OnceCell::new(), alerter, lease: Mutex::default() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        let none = AlertOptions {
+            webhook_url_file: None,
+            webhook_format: crate::alerts::WebhookFormat::Json,
+            ping_url_file: None,
+        };
+        Self::new(false, ClusterOptions::default(), Alerter::new(&none).unwrap())
+    }
+
     /// The cluster that the flags name, connected at the first call.
     pub async fn cluster(&self) -> anyhow::Result<&Cluster> {
         self.cluster.get_or_try_init(|| Cluster::connect(&self.options)).await
@@ -137,13 +151,7 @@ impl Session {
     /// The same, but changing nothing.
     #[must_use]
     pub fn dry(&self) -> Self {
-        Self {
-            dry_run: true,
-            options: self.options.clone(),
-            cluster: self.cluster.clone(),
-            alerter: self.alerter.clone(),
-            lease: Mutex::default(),
-        }
+        Self { cluster: self.cluster.clone(), ..Self::new(true, self.options.clone(), self.alerter.clone()) }
     }
 
     /// What was seen of the local leader's lease by all steps of this process.
@@ -221,8 +229,7 @@ async fn run(cli: Cli) -> ExitCode {
     let mut report = match prepared {
         Err(error) => Report::from(error),
         Ok((alerter, mut stop)) => {
-            let session =
-                Session { dry_run, options: cluster, cluster: OnceCell::new(), alerter, lease: Mutex::default() };
+            let session = Session::new(dry_run, cluster, alerter);
             let mut stopped = false;
             let result = tokio::select! {
                 result = command.run(&session) => result,
@@ -303,33 +310,51 @@ impl Stop {
 }
 
 /// One step of a chain that runs in this process: the command line that its container would have.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Step {
     /// The command.
     pub name: &'static str,
     words: Vec<OsString>,
+    /// Where the step names a cluster of its own.
+    session: Option<Session>,
 }
 
 impl Step {
     /// Steps of a monitor; others would end the process, run for ever, or are no steps.
     const NAMES: [&str; 4] = ["port-discover", "pg-probe", "promote", "follow"];
 
+    /// What is said once for all steps: in one alone it would have no effect.
+    const OF_THE_MONITOR: [&str; 7] = [
+        "--dry-run",
+        "--log-format",
+        "--log-level",
+        "--ping-url-file",
+        "--termination-log",
+        "--webhook-format",
+        "--webhook-url-file",
+    ];
+
     /// Reads a command line without the program's name. An error says what is wrong with it, as on the command line.
-    pub fn parse(words: &[OsString]) -> anyhow::Result<Self> {
+    /// A step that names no context and no namespace works where the monitor works.
+    pub fn parse(words: &[OsString], monitor: &Session) -> anyhow::Result<Self> {
         let words: Vec<OsString> = std::iter::once("lifeboat".into()).chain(words.iter().cloned()).collect();
-        let cli = parse(&words).map_err(|error| anyhow!("{error}"))?;
-        let name = cli.command.name();
-        if words.iter().any(|word| word == "--dry-run") {
-            return Err(anyhow!("--dry-run belongs to the monitor itself: a step alone would not be dry"));
+        let Cli { command, global } = parse(&words).map_err(|error| anyhow!("{error}"))?;
+        let flags = words.iter().filter_map(|word| word.to_str()?.split('=').next());
+        if let Some(flag) = flags.into_iter().find(|flag| Self::OF_THE_MONITOR.contains(flag)) {
+            return Err(anyhow!("{flag} belongs to the monitor itself: give it before the steps"));
         }
+        let name = command.name();
         if !Self::NAMES.contains(&name) {
             return Err(anyhow!("{name} is no step of a monitor: these are {}", Self::NAMES.join(", ")));
         }
-        Ok(Self { name, words })
+        let elsewhere = global.cluster != ClusterOptions::default() && global.cluster != monitor.options;
+        let session = elsewhere.then(|| Session::new(monitor.dry_run, global.cluster, monitor.alerter.clone()));
+        Ok(Self { name, words, session })
     }
 
     /// Runs the step; an error becomes its report, as in a container of its own.
-    pub async fn run(&self, session: &Session) -> Report {
+    pub async fn run(&self, monitor: &Session) -> Report {
+        let session = self.session.as_ref().unwrap_or(monitor);
         match parse(&self.words) {
             // Boxed, as a step may be any command but never, by the names above, a monitor again.
             Ok(cli) => Box::pin(cli.command.run(session)).await.unwrap_or_else(|error| failure(self.name, error)),
@@ -450,6 +475,16 @@ mod tests {
         let called = |words: &[&str]| multi_call(words.iter().map(OsString::from).collect());
         assert_eq!(called(&["/bin/pg-probe", "--host", "h"]), ["lifeboat", "pg-probe", "--host", "h"]);
         assert_eq!(called(&["./lifeboat-dev", "promote"]), ["lifeboat", "promote"]);
+    }
+
+    #[test]
+    fn step_works_where_the_monitor_does_unless_it_names_a_place() {
+        let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let monitor = Session::for_tests();
+        let own = |text| Step::parse(&words(text), &monitor).unwrap().session.map(|session| session.options);
+        assert_eq!(own("promote --scope=pg"), None);
+        let there = ClusterOptions { context: Some("gold".to_owned()), namespace: None };
+        assert_eq!(own("pg-probe --scope=pg --context=gold"), Some(there));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::postgres::{Lsn, SystemId, Timeline};
 
@@ -104,6 +105,11 @@ pub struct Promotion {
     pub announced: Option<Timestamp>,
 }
 
+impl Promotion {
+    /// Who decided, where somebody else did it.
+    pub const OBSERVED: &str = "observed";
+}
+
 /// The peer's lease as its own API server showed it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerLease {
@@ -133,9 +139,14 @@ pub struct LastAlert {
     pub time: Timestamp,
 }
 
-/// The whole record. Unknown fields of a newer version are refused rather than lost on the next write.
+/// Alerts about an outage: each outage is told of its own.
+const OUTAGE: [&str; 3] = ["PeerUnreachable", "PromotionRefused", "AwaitingApproval"];
+
+/// Older news of a promotion are none: an upgrade to a version that keeps what was told does not tell it again.
+const NEWS_LAST: SignedDuration = SignedDuration::from_hours(24);
+
+/// The whole record. What a newer version wrote and this one does not know is kept as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct SiteRecord {
     /// The schema's version, 1.
     pub version: u8,
@@ -159,12 +170,18 @@ pub struct SiteRecord {
     pub audit: VecDeque<AuditEvent>,
     /// The last alert.
     pub last_alert: Option<LastAlert>,
+    /// When an alert of each kind was last delivered.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub alerts: BTreeMap<String, Timestamp>,
     /// When each witness, by its address, last saw the peer alive: only one that could see it can tell that it is gone.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub witnesses: BTreeMap<String, Timestamp>,
     /// The peer's lease by the second path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer_lease: Option<PeerLease>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
 }
 
 impl SiteRecord {
@@ -183,8 +200,10 @@ impl SiteRecord {
             promotion: None,
             audit: VecDeque::new(),
             last_alert: None,
+            alerts: BTreeMap::new(),
             witnesses: BTreeMap::new(),
             peer_lease: None,
+            unknown: Map::new(),
         }
     }
 
@@ -216,36 +235,70 @@ impl SiteRecord {
         same.witnesses.clone_from(&before.witnesses);
         same.peer_lease.clone_from(&before.peer_lease);
         let age = SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX);
-        let newer = match (&self.last_good, &before.last_good) {
+        let newer = |now: Timestamp, then: Timestamp| now.duration_since(then) >= age;
+        let better = match (&self.last_good, &before.last_good) {
             (Some(now), Some(then)) => {
-                now.time.duration_since(then.time) >= age
+                newer(now.time, then.time)
                     || (now.system_id, now.timeline) != (then.system_id, then.timeline)
                     || now.lag() > then.lag()
             }
             (now, then) => now != then,
         };
-        same != *before || newer || self.witnesses.len() != before.witnesses.len()
+        let others = self.witnesses.len() != before.witnesses.len()
+            || self.witnesses.iter().any(|(url, now)| before.witnesses.get(url).is_none_or(|then| newer(*now, *then)));
+        let lease = match (&self.peer_lease, &before.peer_lease) {
+            (Some(now), Some(then)) => now.leader != then.leader || newer(now.since, then.since),
+            (now, then) => now.is_some() != then.is_some(),
+        };
+        same != *before || better || others || lease
     }
 
-    /// Whether people know of this already: told of the same kind within `repeat`, and of nothing else since. Of each promotion they are
-    /// told once.
+    /// Whether people know of this already: told of the same kind within `repeat`; of an outage, since it began. Of each promotion they
+    /// are told once, and of what happens once (`PeerMoved`) each time.
     #[must_use]
     pub fn knows_alert(&self, kind: &str, now: Timestamp, repeat: Duration) -> bool {
-        if kind == "Promoted" {
-            return self.promotion.as_ref().is_some_and(|promotion| promotion.announced.is_some());
+        match kind {
+            "Promoted" => return self.promotion.as_ref().is_some_and(|promotion| promotion.announced.is_some()),
+            "PeerMoved" => return false,
+            _ => {}
         }
         let repeat = SignedDuration::try_from(repeat).unwrap_or(SignedDuration::MAX);
-        self.last_alert.as_ref().is_some_and(|last| last.kind == kind && now.duration_since(last.time) < repeat)
+        let of_this_outage =
+            |time: Timestamp| !OUTAGE.contains(&kind) || self.first_failure.is_none_or(|first| time >= first);
+        self.told(kind).is_some_and(|time| now.duration_since(time) < repeat && of_this_outage(time))
+    }
+
+    /// Whether people were told of an outage, and not yet that it is over.
+    #[must_use]
+    pub fn owes_all_clear(&self) -> bool {
+        let last = OUTAGE.iter().filter_map(|kind| self.told(kind)).max();
+        last.is_some_and(|last| self.told("PeerBack").is_none_or(|told| told < last))
+    }
+
+    /// Whether a promotion took place lately that people were not told of.
+    #[must_use]
+    pub fn has_news(&self, now: Timestamp) -> bool {
+        let untold = self.promotion.as_ref().filter(|promotion| promotion.announced.is_none());
+        let took_place = |promotion: &Promotion| {
+            promotion.verified.or_else(|| (promotion.by == Promotion::OBSERVED).then_some(promotion.decided))
+        };
+        untold.and_then(took_place).is_some_and(|time| now.duration_since(time) < NEWS_LAST)
     }
 
     /// Keeps that people were told.
     pub fn remember_alert(&mut self, kind: &str, now: Timestamp) {
         self.last_alert = Some(LastAlert { kind: kind.to_owned(), time: now });
+        self.alerts.insert(kind.to_owned(), now);
         if kind == "Promoted"
             && let Some(promotion) = &mut self.promotion
         {
             promotion.announced = Some(now);
         }
+    }
+
+    fn told(&self, kind: &str) -> Option<Timestamp> {
+        let last = self.last_alert.as_ref().filter(|last| last.kind == kind).map(|last| last.time);
+        self.alerts.get(kind).copied().max(last)
     }
 
     /// Leaves `promoting` without a promotion: the epoch counts only those that took place.
@@ -291,16 +344,50 @@ mod tests {
         );
         assert!(SiteRecord { failures: 1, ..after(5) }.tells_more_than(&before, age));
         assert!(after(5).tells_more_than(&SiteRecord::new("golddr"), age));
+        let seen = |second| SiteRecord { witnesses: [("w".to_owned(), at(second))].into(), ..after(5) };
+        assert!(seen(5).tells_more_than(&before, age), "a first sight");
+        assert!(!seen(24).tells_more_than(&seen(5), age));
+        assert!(seen(25).tells_more_than(&seen(5), age), "though the last good probe stands still");
     }
 
     #[test]
-    fn alert_of_one_kind_is_known_for_an_hour() {
+    fn alert_of_each_kind_is_known_for_an_hour_and_in_its_outage() {
         let (mut record, hour) = (SiteRecord::new("golddr"), Duration::from_hours(1));
-        assert!(!record.knows_alert("PromotionRefused", Timestamp::UNIX_EPOCH, hour));
-        record.remember_alert("PromotionRefused", Timestamp::UNIX_EPOCH);
-        assert!(record.knows_alert("PromotionRefused", Timestamp::UNIX_EPOCH + SignedDuration::from_mins(59), hour));
-        assert!(!record.knows_alert("PromotionRefused", Timestamp::UNIX_EPOCH + SignedDuration::from_mins(60), hour));
-        assert!(!record.knows_alert("ProbeBlind", Timestamp::UNIX_EPOCH, hour), "a change is told at once");
+        let at = |minutes| Timestamp::UNIX_EPOCH + SignedDuration::from_mins(minutes);
+        assert!(!record.knows_alert("PromotionRefused", at(0), hour));
+        record.first_failure = Some(at(0));
+        record.remember_alert("PromotionRefused", at(1));
+        record.remember_alert("ProbeBlind", at(2));
+        assert!(record.knows_alert("PromotionRefused", at(60), hour), "another kind in between does not make it new");
+        assert!(!record.knows_alert("PromotionRefused", at(61), hour));
+        assert!(!record.knows_alert("AwaitingApproval", at(3), hour), "a change is told at once");
+        record.first_failure = Some(at(5));
+        assert!(!record.knows_alert("PromotionRefused", at(6), hour), "the next outage is told at once");
+        record.remember_alert("PeerMoved", at(7));
+        assert!(!record.knows_alert("PeerMoved", at(8), hour), "it moved again");
+    }
+
+    #[test]
+    fn all_clear_is_owed_until_it_is_told() {
+        let mut record = SiteRecord::new("golddr");
+        let at = |minutes| Timestamp::UNIX_EPOCH + SignedDuration::from_mins(minutes);
+        record.remember_alert("ProbeBlind", at(0));
+        assert!(!record.owes_all_clear(), "that was no outage");
+        record.remember_alert("PromotionRefused", at(1));
+        record.remember_alert("ProbeBlind", at(2));
+        assert!(record.owes_all_clear());
+        record.remember_alert("PeerBack", at(3));
+        assert!(!record.owes_all_clear());
+        record.remember_alert("AwaitingApproval", at(4));
+        assert!(record.owes_all_clear());
+    }
+
+    #[test]
+    fn fields_of_a_newer_version_are_kept() {
+        let mut value = serde_json::to_value(SiteRecord::new("golddr")).unwrap();
+        value["from_the_future"] = serde_json::json!({"a": [1]});
+        let record: SiteRecord = serde_json::from_value(value.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&record).unwrap(), value);
     }
 
     #[test]

@@ -27,10 +27,11 @@ use tokio::net::TcpListener;
 use tracing::{debug, info, warn};
 
 use crate::{
+    alerts::Alert,
     cli::{Session, Step, misconfigured},
     flags,
     http_server::{self, text, typed},
-    kubernetes::{Cluster, Election},
+    kubernetes::{Cluster, Election, EventTarget},
     outcome::{Conclusion, Report},
     patroni::{ClusterConfig, LeaderRecord, Member, MemberRole, Scope},
     site::{HOLD, LastGood, MAINTENANCE, Phase, SiteRecord},
@@ -42,6 +43,8 @@ const THEN: &str = "--then";
 const PING_EVERY: Duration = Duration::from_mins(1);
 /// Alerts of steps that have no repeat time of their own.
 const ALERT_REPEAT: Duration = Duration::from_hours(1);
+/// After so many times its duration without a Lease, because of errors, people are told.
+const LOST: u32 = 4;
 /// The longest that a round may take (a promotion with its verification) before the monitor counts as stuck.
 const ROUND_LIMIT: Duration = Duration::from_mins(5);
 
@@ -74,9 +77,9 @@ pub struct Monitor {
     #[arg(long, env = "LIFEBOAT_LEASE", value_name = "NAME")]
     lease: Option<String>,
 
-    /// Who we are in that Lease
-    #[arg(long, env = "POD_NAME", value_name = "NAME", default_value = "monitor")]
-    identity: String,
+    /// Who we are in that Lease; without it the host's name and the process id
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    identity: Option<String>,
 
     /// Time without a renewal after which another may take the Lease
     #[arg(long, env = "LIFEBOAT_LEASE_DURATION", value_name = "DURATION", default_value = "15s", value_parser = flags::positive_duration)]
@@ -101,7 +104,7 @@ struct Known {
 impl Monitor {
     /// Runs until it is stopped.
     pub async fn run(self, session: &Session) -> anyhow::Result<Report> {
-        let steps = misconfigured(parse_steps(&self.steps))?;
+        let steps = misconfigured(parse_steps(&self.steps, session))?;
         let names: Vec<&str> = steps.iter().map(|step| step.name).collect();
         let what = format!(
             "every {}: {}",
@@ -131,39 +134,85 @@ impl Monitor {
             Ok(cluster) => cluster,
             Err(error) => return error,
         };
-        let mut election = self.lease.as_ref().map(|name| Election::new(name, &self.identity, self.lease_duration));
+        let mut election = self.lease.as_ref().map(|name| Election::new(name, &self.identity(), self.lease_duration));
         let mut told = Told::default();
+        let mut answered = Instant::now();
         loop {
-            let begun = Instant::now();
-            let works = holds(election.as_mut(), cluster).await;
-            if works != lock(known).works {
-                info!("{}", if works { "this monitor works" } else { "another monitor works" });
-            }
-            lock(known).works = works;
-            if works {
-                let mut chain = Box::pin(self.chain(session, steps, known, &mut told));
-                loop {
-                    tokio::select! {
-                        () = &mut chain => break,
-                        // A round that verifies a promotion takes longer than the Lease lasts.
-                        () = tokio::time::sleep(self.lease_duration / 3) => { holds(election.as_mut(), cluster).await; }
-                    }
-                }
-            }
-            match self.look(session, cluster).await {
-                Ok((record, held, primary)) => {
-                    let mut known = lock(known);
-                    (known.record, known.held, known.primary) = (record, held, primary);
+            let works = match holds(election.as_mut(), cluster).await {
+                Ok(works) => {
+                    answered = Instant::now();
+                    works
                 }
                 Err(error) => {
-                    warn!("look at the site: {error:#}");
-                    lock(known).primary = false;
+                    warn!("{error:#}");
+                    if answered.elapsed() >= self.lease_duration * LOST {
+                        self.tell_that_nobody_watches(session, &error, &mut told).await;
+                    }
+                    false
+                }
+            };
+            if works != lock(known).works {
+                info!("{}", if works { "this monitor works" } else { "this monitor does not work: it has no Lease" });
+            }
+            lock(known).works = works;
+            tokio::select! {
+                () = self.round(session, cluster, works.then_some(steps), known, &mut told) => {}
+                // A round that verifies a promotion, and the pause behind it, may be longer than the Lease lasts.
+                () = keep(election.as_mut().filter(|_| works), cluster, self.lease_duration / 3) => {
+                    info!("another monitor took the Lease: this round ends, and the other one finishes what it began");
                 }
             }
-            // Without the API server too: a restart would not bring it back.
-            lock(known).finished = Some((Instant::now(), Timestamp::now()));
-            tokio::time::sleep(self.every.saturating_sub(begun.elapsed())).await;
         }
+    }
+
+    /// The steps, a look at the site, and the rest of the time until the next round.
+    async fn round(
+        &self,
+        session: &Session,
+        cluster: &Cluster,
+        steps: Option<&[Step]>,
+        known: &Mutex<Known>,
+        told: &mut Told,
+    ) {
+        let begun = Instant::now();
+        if let Some(steps) = steps {
+            self.chain(session, steps, known, told).await;
+        }
+        match self.look(session, cluster).await {
+            Ok((record, held, primary)) => {
+                let mut known = lock(known);
+                (known.record, known.held, known.primary) = (record, held, primary);
+            }
+            Err(error) => {
+                warn!("look at the site: {error:#}");
+                lock(known).primary = false;
+            }
+        }
+        // Without the API server too: a restart would not bring it back.
+        lock(known).finished = Some((Instant::now(), Timestamp::now()));
+        tokio::time::sleep(self.every.saturating_sub(begun.elapsed())).await;
+    }
+
+    /// A Lease that can't be had stops the steps, and with them every alert of theirs.
+    async fn tell_that_nobody_watches(&self, session: &Session, error: &anyhow::Error, told: &mut Told) {
+        let reason = format!("this monitor does not watch the peer: it can't have its Lease: {error:#}");
+        let mut report = Report::new(Conclusion::Failed, reason.clone());
+        // The site's record, which would remember it, may be out of reach too.
+        if told.blind.is_none_or(|when| when.elapsed() >= ALERT_REPEAT) {
+            told.blind = Some(Instant::now());
+            report.alerts.push(Alert::warning("ProbeBlind", reason).about(EventTarget::own_pod()));
+            session.tell("monitor", &mut report, &self.scope, ALERT_REPEAT).await;
+        }
+        if told.ping_is_due(report.conclusion) {
+            session.ping("monitor", &mut report).await;
+        }
+    }
+
+    fn identity(&self) -> String {
+        self.identity.clone().unwrap_or_else(|| {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            format!("{}-{}", host.trim(), std::process::id())
+        })
     }
 
     /// One round: the steps in their order, until one fails, as the containers of a pod.
@@ -217,6 +266,7 @@ impl Monitor {
 struct Told {
     said: BTreeMap<&'static str, (Conclusion, String)>,
     pinged: Option<(Instant, Conclusion)>,
+    blind: Option<Instant>,
 }
 
 impl Told {
@@ -238,22 +288,32 @@ impl Told {
     }
 }
 
-async fn holds(election: Option<&mut Election>, cluster: &Cluster) -> bool {
+async fn holds(election: Option<&mut Election>, cluster: &Cluster) -> anyhow::Result<bool> {
     match election {
-        None => true,
-        Some(election) => election.hold(cluster).await.unwrap_or_else(|error| {
-            warn!("{error:#}");
-            false
-        }),
+        None => Ok(true),
+        Some(election) => election.hold(cluster).await,
     }
 }
 
-fn parse_steps(words: &[OsString]) -> anyhow::Result<Vec<Step>> {
+/// Renews the Lease, again and again; ends when another has it.
+async fn keep(election: Option<&mut Election>, cluster: &Cluster, every: Duration) {
+    let Some(election) = election else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(every).await;
+        match election.hold(cluster).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => warn!("{error:#}"),
+        }
+    }
+}
+
+fn parse_steps(words: &[OsString], session: &Session) -> anyhow::Result<Vec<Step>> {
     if words.is_empty() {
         return Ok(Vec::new());
     }
-    let steps = words.split(|word| word == THEN).enumerate();
-    steps.map(|(index, words)| Step::parse(words).map_err(|error| anyhow!("step {}: {error:#}", index + 1))).collect()
+    let parse = |(index, words)| Step::parse(words, session).map_err(|error| anyhow!("step {}: {error:#}", index + 1));
+    words.split(|word| word == THEN).enumerate().map(parse).collect()
 }
 
 fn lock(known: &Mutex<Known>) -> std::sync::MutexGuard<'_, Known> {
@@ -340,19 +400,21 @@ mod tests {
 
     #[test]
     fn steps_are_read_as_on_their_own_command_lines() {
-        let steps = parse_steps(&words(
-            "port-discover --service=s --then pg-probe --host=h --port=1 --then promote --scope=pg",
-        ))
-        .unwrap();
+        let session = Session::for_tests();
+        let read = |text: &str| parse_steps(&words(text), &session);
+        let steps =
+            read("port-discover --service=s --then pg-probe --host=h --port=1 --then promote --scope=pg").unwrap();
         assert_eq!(steps.iter().map(|step| step.name).collect::<Vec<_>>(), ["port-discover", "pg-probe", "promote"]);
-        assert!(parse_steps(&[]).unwrap().is_empty());
+        assert!(parse_steps(&[], &session).unwrap().is_empty());
         for (bad, said) in [
+            ("promote --scope=pg --dry-run", "belongs to the monitor"),
+            ("pg-probe --host=h --port=1 --then promote --scope=pg --webhook-format=slack", "step 2: --webhook-format"),
             ("port-discover", "step 1"),
             ("promote --scope=pg --then promote --scope=pg --mode=never", "step 2"),
             ("monitor --scope=pg", "no step of a monitor"),
             ("promote --scope=pg --then", "step 2"),
         ] {
-            let error = parse_steps(&words(bad)).unwrap_err().to_string();
+            let error = read(bad).unwrap_err().to_string();
             assert!(error.contains(said), "{bad}: {error}");
         }
     }

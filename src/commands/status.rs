@@ -96,7 +96,8 @@ impl Status {
         let (here, there) = tokio::join!(look("this site", cluster, &self.scope), self.look_there());
         let promotion = match &here {
             Site { role: Role::Standby, record, .. } if !self.quick => {
-                Some(self.promotion_step(record.as_ref())?.run(&session.dry()).await)
+                let dry = session.dry();
+                Some(self.promotion_step(record.as_ref(), &dry)?.run(&dry).await)
             }
             _ => None,
         };
@@ -111,7 +112,7 @@ impl Status {
     }
 
     /// A person's `promote`, to be run dry: it asks every guard, without a probe.
-    fn promotion_step(&self, record: Option<&SiteRecord>) -> anyhow::Result<Step> {
+    fn promotion_step(&self, record: Option<&SiteRecord>, session: &Session) -> anyhow::Result<Step> {
         let words = ["promote", "--scope", &self.scope.0, "--confirm", "--reason", "asked by status"];
         let mut words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
         words.extend(record.into_iter().flat_map(|record| ["--site".into(), record.site.clone().into()]));
@@ -121,7 +122,7 @@ impl Status {
             words.extend(self.peer_scope.iter().flat_map(|scope| ["--peer-scope".into(), scope.0.clone().into()]));
         }
         words.extend(self.promote.iter().cloned());
-        misconfigured(Step::parse(&words))
+        misconfigured(Step::parse(&words, session))
     }
 
     async fn look_there(&self) -> Option<Site> {

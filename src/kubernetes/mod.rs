@@ -22,7 +22,7 @@ use crate::outcome::Misconfigured;
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
 /// Which cluster and namespace to work on.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 #[command(next_help_heading = "Kubernetes")]
 pub struct ClusterOptions {
     /// Context of the kubeconfig to use; without it the pod's own service account, else the current context

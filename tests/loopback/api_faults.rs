@@ -12,7 +12,8 @@ use std::{
 
 use crate::{
     api::{TOKEN, kubeconfig, status},
-    lifeboat::{Ended, files, lifeboat},
+    http::HttpServer,
+    lifeboat::{Ended, Running, await_condition, files, lifeboat},
     peers::{ClosedPort, Peer},
 };
 
@@ -165,4 +166,30 @@ fn kubeconfig_hostile_is_a_configuration_error() {
             assert_eq!(ended.assert_code(2).outcome()["outcome"], "misconfigured", "{content:?}");
         }
     }
+}
+
+/// Without its Lease no step runs, so no step would tell that nobody watches the peer.
+#[test]
+fn monitor_without_its_lease_works_not_and_tells_once() {
+    let api = HttpServer::start(|request| Some(status(if request.path.contains("/leases/") { 403 } else { 404 })));
+    let webhook = HttpServer::of_status(200);
+    let kubeconfig = kubeconfig(&api.url(""));
+    let flags =
+        ["--scope=demo", "--every=200ms", "--listen=127.0.0.1:0", "--lease=demo-monitor", "--lease-duration=1s"];
+    let mut command = lifeboat(&["monitor"]);
+    command.args(flags).args(["--", "port-discover", "--service=pg"]);
+    command.env("KUBECONFIG", kubeconfig.path()).env("LIFEBOAT_WEBHOOK_URL", webhook.url("/"));
+    let running = Running::start(&mut command);
+    await_condition("it is told", Duration::from_secs(20), || {
+        if webhook.asked().is_empty() { Err("not yet".to_owned()) } else { Ok(()) }
+    });
+    let before = api.asked().len();
+    await_condition("a few rounds more", Duration::from_secs(20), || {
+        if api.asked().len() < before + 15 { Err("not yet".to_owned()) } else { Ok(()) }
+    });
+    running.terminate();
+    let told = webhook.asked();
+    assert_eq!((told.len(), &told[0].json()["kind"]), (1, &"ProbeBlind".into()), "{told:?}");
+    assert!(told[0].body.contains("Lease demo-monitor in namespace app: the API server forbids it"), "{told:?}");
+    assert!(api.asked().iter().all(|asked| !asked.path.contains("/services/")), "a step ran");
 }

@@ -218,7 +218,7 @@ fn already_leads(facts: &Facts) -> Decision {
         record.note(facts.now, &reason);
         record.promotion = Some(Promotion {
             decided: facts.now,
-            by: "observed".to_owned(),
+            by: Promotion::OBSERVED.to_owned(),
             reason,
             from_timeline: None,
             lsn: None,
@@ -242,9 +242,12 @@ fn already_leads(facts: &Facts) -> Decision {
         return Decision::new(Plan::Refuse, reason, &record)
             .alert_if(true, |reason| Alert::warning("SplitBrain", reason));
     }
-    let untold = record.promotion.as_ref().is_some_and(|done| done.verified.is_some() && done.announced.is_none());
-    Decision::new(Plan::Nothing, format!("this site leads already (epoch {})", record.epoch), &record)
-        .alert_if(untold, |reason| Alert::warning("Promoted", reason))
+    let news = record.has_news(facts.now);
+    let reason = match &record.promotion {
+        Some(promotion) if news && promotion.by == Promotion::OBSERVED => promotion.reason.clone(),
+        _ => format!("this site leads already (epoch {})", record.epoch),
+    };
+    Decision::new(Plan::Nothing, reason, &record).alert_if(news, |reason| Alert::warning("Promoted", reason))
 }
 
 /// The ordinary run: what the probe says, and what follows from it.
@@ -269,8 +272,7 @@ fn watch(facts: &Facts, probe: &ProbeFacts, policy: &Policy) -> Decision {
             if let Some(blind) = blind_third_party(facts, &record, policy) {
                 return decision.alert_if(true, |_| Alert::warning("WitnessBlind", blind));
             }
-            let told = facts.record.last_alert.as_ref().is_some_and(|alert| alert.kind != "PeerBack");
-            decision.alert_if(told && was != Phase::Watching, |_| Alert::normal("PeerBack", "the peer answers again"))
+            decision.alert_if(record.owes_all_clear(), |_| Alert::normal("PeerBack", "the peer answers again"))
         }
         Verdict::Unreachable => {
             remember_lease(facts, &mut record);

@@ -224,7 +224,7 @@ impl Promote {
         decision: Decision,
     ) -> anyhow::Result<Report> {
         kill_point("decided");
-        if decision.record.tells_more_than(&observed.facts.record, SIGHTINGS_AGE) {
+        if decision.record.tells_more_than(&observed.facts.record, SIGHTINGS_AGE.min(policy.period)) {
             let words: &[_] = if decision.forget_approval { &[(APPROVE, None)] } else { &[] };
             self.write_record(cluster, &observed, &decision.record, words).await?;
         }
@@ -252,7 +252,7 @@ impl Promote {
         kill_point("rechecked");
         match decision.plan {
             // Somebody wrote the record in between: the decision must be written down again before anything is done.
-            Plan::Promote if decision.record.tells_more_than(&again.facts.record, SIGHTINGS_AGE) => {
+            Plan::Promote if decision.record.tells_more_than(&again.facts.record, Duration::MAX) => {
                 return Err(Conflict(self.scope.state()).into());
             }
             Plan::Promote => {}

@@ -33,7 +33,10 @@ known. A value that is not known is absent or NaN, and NaN compares as false: wh
     "summary" (printf "Site %s was to be promoted, but has not been seen to accept a write for 5 minutes." $site))
   (dict "alert" "LifeboatHeld" "for" "24h" "severity" "info" "page" "README.md"
     "expr" (printf "lifeboat_held{%s} == 1" $own)
-    "summary" (printf "The promotion of site %s has been held for a day." $site))) -}}
+    "summary" (printf "The promotion of site %s has been held for a day." $site))
+  (dict "alert" "LifeboatMonitorWithoutLease" "for" "5m" "severity" "critical" "page" "ProbeBlind.md"
+    "expr" (printf "max(lifeboat_monitor_leader{%s}) == 0" $own)
+    "summary" (printf "The monitor of site %s has no Lease: nobody watches its peer %s." $site $peer))) -}}
 {{- end -}}
 {{- if $v.metrics.prometheusRule.splitBrain.enabled -}}
 {{- $rules = append $rules (dict
