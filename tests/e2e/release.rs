@@ -64,6 +64,11 @@ fn old_primary_that_returns_is_held_and_a_promoted_site_stays_primary() {
         assert_eq!(promoted.outcome["outcome"], "done", "{promoted:#?}");
     }
     GOLDDR.session().query("INSERT INTO kept VALUES (2)");
+    // The link is whole again, and Gold never went away.
+    let both = chain.run(&[]);
+    assert!(both.code == Some(3) && both.reason().contains("both sites lead"), "{both:#?}");
+    let told = GOLDDR.get(&["events", "--field-selector", "reason=SplitBrain"]);
+    assert!(!told["items"].as_array().unwrap().is_empty(), "nobody was told");
 
     delete_members(GOLD);
     assert_held(GOLD);

@@ -32,8 +32,10 @@ fn promotion_whose_patch_meets_a_conflict_keeps_the_others_change_and_promotes_o
 
 #[test]
 fn promotion_whose_patch_fails_in_each_way_is_finished_once_by_a_later_run() {
-    let site = Site::start().with_faults([Fault::Status(403), Fault::Status(500), Fault::AnswerLost]);
-    for (said, told) in [("forbids", true), ("500", false), ("demo-config", false)] {
+    let site =
+        Site::start().with_faults([Fault::Status(403), Fault::Status(401), Fault::Status(500), Fault::AnswerLost]);
+    // The token may run out while it works.
+    for (said, told) in [("forbids", true), ("does not know us", false), ("500", false), ("demo-config", false)] {
         let outcome = Ended::of(&mut site.promote(&[])).assert_code(1).outcome();
         assert!(outcome["reason"].as_str().unwrap().contains(said), "{said}: {outcome}");
         assert_eq!(outcome["alerts"][0]["kind"] == "PromoteFailed", told, "once an hour: {outcome}");

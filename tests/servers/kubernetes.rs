@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    net::SocketAddr,
     path::Path,
     process::Command,
     sync::{Arc, Mutex},
@@ -13,8 +14,8 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    http::{HttpServer, Request},
-    lifeboat::{Ended, Probe, files, lifeboat},
+    http::{HttpServer, Request, request},
+    lifeboat::{Ended, Probe, Running, await_condition, files, lifeboat},
     peers::ClosedPort,
 };
 
@@ -60,6 +61,10 @@ impl Api {
         let mut command = lifeboat(arguments);
         command.env("KUBECONFIG", self.kubeconfig.path());
         command
+    }
+
+    fn asked_for(&self, end: &str) -> usize {
+        self.server.asked().iter().filter(|request| request.path.ends_with(end)).count()
     }
 
     /// Whatever was not merely read, but for Events.
@@ -190,11 +195,30 @@ impl Site {
                 for (key, value) in sent["data"].as_object().into_iter().flatten() {
                     found["data"][key] = value.clone();
                 }
+                for (key, value) in sent["metadata"]["annotations"].as_object().into_iter().flatten() {
+                    found["metadata"]["annotations"][key] = value.clone();
+                }
                 raise_version(found);
             }
             Some((200, found.to_string()))
         });
         Self { api, objects, _closed: closed }
+    }
+
+    /// Somebody else writes the record just before our first patch.
+    fn written_by_another() -> Self {
+        let objects = Arc::<Mutex<Option<Objects>>>::default();
+        let known = Arc::clone(&objects);
+        let site = Self::start(move |request| {
+            if request.path.contains("/selfsubjectreviews") {
+                return Some((201, json!({"metadata": {}, "status": {"userInfo": {"username": "ann"}}}).to_string()));
+            }
+            let objects = (request.method == "PATCH").then(|| known.lock().unwrap().take()).flatten()?;
+            raise_version(objects.lock().unwrap().get_mut(&format!("{CORE}/configmaps/demo-dr")).unwrap());
+            Some(status(409))
+        });
+        *objects.lock().unwrap() = Some(Arc::clone(&site.objects));
+        site
     }
 
     fn promote(&self, dir: &Path) -> Ended {
@@ -206,6 +230,10 @@ impl Site {
         let map = &objects[&format!("{CORE}/configmaps/demo-dr")];
         serde_json::from_str(map["data"]["state.json"].as_str().unwrap()).unwrap()
     }
+}
+
+fn version_of(write: &Request) -> Value {
+    write.json()["metadata"]["resourceVersion"].clone()
 }
 
 fn raise_version(object: &mut Value) {
@@ -260,27 +288,60 @@ fn api_server_that_never_answers_ends_each_command_by_its_time_limit() {
 
 #[test]
 fn promote_whose_record_was_written_by_another_looks_again_and_writes_then() {
-    let objects = Arc::<Mutex<Option<Objects>>>::default();
-    let known = Arc::clone(&objects);
-    let (probe, site) = (
-        unreachable_peer(),
-        Site::start(move |request| {
-            // Somebody else writes the record just before our first patch.
-            let objects = (request.method == "PATCH").then(|| known.lock().unwrap().take()).flatten()?;
-            raise_version(objects.lock().unwrap().get_mut(&format!("{CORE}/configmaps/demo-dr")).unwrap());
-            Some(status(409))
-        }),
-    );
-    *objects.lock().unwrap() = Some(Arc::clone(&site.objects));
-
+    let (probe, site) = (unreachable_peer(), Site::written_by_another());
     let ended = site.promote(probe.dir.path());
     let outcome = ended.assert_code(0).outcome();
     assert_eq!((&outcome["outcome"], &outcome["failures"]), (&"nothing-to-do".into(), &1.into()), "{outcome}");
     let writes = site.api.writes();
-    let versions: Vec<Value> = writes.iter().map(|w| w.json()["metadata"]["resourceVersion"].clone()).collect();
+    let versions: Vec<Value> = writes.iter().map(version_of).collect();
     assert_eq!(versions, ["1", "2"], "two patches of the record, each compared with what was read: {writes:?}");
     assert!(writes.iter().all(|write| write.path.contains("/configmaps/demo-dr")));
     assert_eq!((&site.record()["phase"], &site.record()["failures"]), (&"suspect".into(), &1.into()));
+}
+
+#[test]
+fn word_of_an_operator_is_said_again_where_another_wrote_the_record() {
+    let site = Site::written_by_another();
+    let words = ["hold", "--scope=demo", "--reason=storage work"];
+    assert_eq!(Ended::of(&mut site.api.command(&words)).assert_code(0).outcome()["outcome"], "done");
+    let is_patch = |write: &&Request| write.method == "PATCH";
+    let versions: Vec<Value> = site.api.writes().iter().filter(is_patch).map(version_of).collect();
+    assert_eq!(versions, ["1", "2"], "each compared with what was read");
+    assert!(site.record()["audit"][0]["event"].as_str().unwrap().contains("storage work"), "{}", site.record());
+}
+
+/// As a chain of containers does: what stands behind a step that failed waits for the next round.
+#[test]
+fn monitor_whose_step_fails_begins_anew_in_the_next_round_and_outlives_its_api_server() {
+    let site = Site::start(|_| None);
+    let dir = tempfile::tempdir().unwrap();
+    let dir = format!("--dir={}", dir.path().display());
+    let mut command = site.api.command(&["monitor", "--scope=demo", "--every=300ms", "--listen=127.0.0.1:0", "--"]);
+    command.args(["port-discover", "--service=pg", &dir, "--then", "promote", "--scope=demo", "--site=golddr", &dir]);
+    let mut running = Running::start(&mut command);
+    let listen: SocketAddr = running.await_log("listening on").rsplit(' ').next().unwrap().parse().unwrap();
+    let metric = |name: &str| -> Option<f64> {
+        let (status, _, text) = request(listen, "GET", "/metrics", "");
+        assert_eq!(status, 200, "{text}");
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    };
+    let failed = "lifeboat_step_runs_total{step=\"port-discover\",outcome=\"failed\"}";
+    let await_failures = |count: f64| {
+        await_condition("rounds fail", Duration::from_secs(20), || match metric(failed) {
+            Some(found) if found >= count => Ok(()),
+            found => Err(format!("{found:?}")),
+        });
+    };
+    await_failures(3.0);
+    assert_eq!(metric("lifeboat_epoch"), Some(0.0), "the site's record is shown all the while");
+    assert!(site.api.asked_for("/services/pg") >= 3, "each round asks again");
+    drop(site);
+    await_failures(6.0);
+    assert_eq!(request(listen, "GET", "/healthz", "").0, 200, "a restart would not bring the API server back");
+    assert_eq!(request(listen, "GET", "/primary", "").0, 503);
+    let text = request(listen, "GET", "/metrics", "").2;
+    assert!(!text.contains("step=\"promote\""), "the step behind it ran: {text}");
+    running.terminate();
 }
 
 #[test]

@@ -493,6 +493,19 @@ fn site_promoted_by_somebody_else_is_recorded_and_left_alone() {
 }
 
 #[test]
+fn peer_in_recovery_is_alive_and_vouches_for_nothing() {
+    let mut facts = gone();
+    let before = facts.record.last_good.clone();
+    let mut standby = probe(60, &[Verdict::Healthy]);
+    standby.peer =
+        PeerFacts { in_recovery: Some(true), system_id: Some(ID), timeline: Some(Timeline(1)), lsn: Some(Lsn(9000)) };
+    facts.probe = Ok(standby);
+    let decision = decide(&facts, &policy());
+    assert_eq!((decision.plan, decision.record.failures), (Plan::Nothing, 0));
+    assert_eq!(decision.record.last_good, before, "a standby behind the Service is no good probe");
+}
+
+#[test]
 fn two_sites_that_lead_are_told() {
     let mut facts = gone();
     (facts.config, facts.record.phase) = (config(false), Phase::Promoted);
