@@ -26,12 +26,13 @@ use crate::{
 /// Where these tests' witness listens; the other tests' has port 18080.
 const WITNESS_PORT: u16 = 18081;
 
-/// A site: a context, a namespace, Patroni's scope, and the Service whose node port leads to the leader.
+/// A site: a context, a namespace, Patroni's scope, its `StatefulSet`, and the Service whose node port leads to the leader.
 #[derive(Clone, Copy)]
 struct Site {
     name: &'static str,
     namespace: &'static str,
     scope: &'static str,
+    members: &'static str,
     service: &'static str,
 }
 
@@ -106,12 +107,6 @@ impl Site {
         slices.flatten().map(|endpoint| endpoint["targetRef"]["name"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
-    /// A password of the Secret that the chart made.
-    fn password(self, role: &str) -> String {
-        let template = format!("{{{{index .data \"{role}-password\" | base64decode}}}}");
-        self.kubectl(&["get", "secret", "lifeboat-auth", "-o", &format!("go-template={template}")])
-    }
-
     fn node_port(self) -> u16 {
         await_condition("a node port", Duration::from_secs(30), || {
             let service = json(&self.try_kubectl(&["get", "service", self.service, "-o", "json"])?);
@@ -127,15 +122,29 @@ struct Trial {
     golddr: Site,
     /// The Secret that Gold's installation made.
     secret: Value,
+    superuser: String,
+    replication: Login,
     _witness: Background,
     witness: String,
 }
 
+/// A name and a password.
+struct Login(String, String);
+
 impl Trial {
     /// Gold is installed by the chart and accepts writes; there is a witness, and nothing else on GoldDR.
-    fn with_gold(namespace: &'static str, golddr: (&'static str, &'static str), values: &str) -> Self {
-        let gold = Site { name: "gold", namespace, scope: "lifeboat", service: "lifeboat-primary-gold" };
-        let golddr = Site { name: "golddr", namespace, scope: golddr.0, service: golddr.1 };
+    fn with_gold(golddr: Site, values: &str) -> Self {
+        let (scope, members) = ("lifeboat", "lifeboat-gold");
+        let gold = Site { name: "gold", scope, members, service: "lifeboat-primary-gold", ..golddr };
+        let names = ["superuser-password", "replication-username", "replication-password"];
+        Self::between(gold, golddr, ("lifeboat-auth", names), || {
+            install(gold, &["helm/lifeboat/values-gold.yaml", "tests/e2e/versions/quick.yaml", values], &[]);
+        })
+    }
+
+    /// Two sites, of which the first was just made; the names of its Secret, and of the superuser's password and the replication
+    /// role's name and password in it.
+    fn between(gold: Site, golddr: Site, (secret, names): (&str, [&str; 3]), make_gold: impl FnOnce()) -> Self {
         run(cluster_script("link").arg("restore"));
         // A power loss may have been the last thing of the test before.
         if gold.try_kubectl(&["get", "nodes"]).is_err() {
@@ -144,30 +153,35 @@ impl Trial {
         for site in [gold, golddr] {
             vacate(site);
             site.apply(
-                &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace,
+                &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": site.namespace,
                 "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}})
                 .to_string(),
             );
         }
         run(cluster_script("recycle-volumes").args(["gold", "golddr"]));
-        install(gold, &["helm/lifeboat/values-gold.yaml", "tests/e2e/versions/quick.yaml", values], &[]);
-        let secret = gold.get(&["secret", "lifeboat-auth"])["data"].clone();
+        make_gold();
+        let data = gold.get(&["secret", secret])["data"].clone();
+        let [superuser, user, password] = names.map(|name| {
+            let template = format!("go-template={{{{index .data \"{name}\" | base64decode}}}}");
+            gold.kubectl(&["get", "secret", secret, "-o", &template])
+        });
         let listen = format!("{}:{WITNESS_PORT}", address("third"));
         let peer = format!("{}:{}", address("gold"), gold.node_port());
         let mut command = cluster_script("enter");
         command
             .args(["third", LIFEBOAT, "witness", "--listen", &listen, "--timeout", "1s", "--interval", "100ms"])
-            .args(["--peer", &peer, "--user", "replicator"])
-            .env("PGPASSWORD", gold.password("replication"))
+            .args(["--peer", &peer, "--user", &user])
+            .env("PGPASSWORD", &password)
             .stderr(Stdio::null());
-        let witness = format!("http://{listen}");
-        let trial = Self { gold, golddr, secret, witness, _witness: Background::start(&mut command) };
+        let (witness, running) = (format!("http://{listen}"), Background::start(&mut command));
+        let replication = Login(user, password);
+        let trial = Self { gold, golddr, secret: data, superuser, replication, witness, _witness: running };
         trial.session(gold).query("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS id");
         trial
     }
 
     fn try_session(&self, site: Site) -> Result<Session, String> {
-        Session::open(&address(site.name), site.node_port(), "postgres", &self.gold.password("superuser"), "postgres")
+        Session::open(&address(site.name), site.node_port(), "postgres", &self.superuser, "postgres")
     }
 
     fn session(&self, site: Site) -> Session {
@@ -177,18 +191,18 @@ impl Trial {
     fn await_streaming(&self) {
         await_condition("GoldDR streams", Duration::from_mins(1), || {
             let session = self.try_session(self.golddr)?;
-            let status = session.try_query("SELECT status || ' ' || slot_name FROM pg_stat_wal_receiver")?;
-            if status == ["streaming golddr"] { Ok(()) } else { Err(format!("{status:?}")) }
+            let status = session.try_query("SELECT status FROM pg_stat_wal_receiver")?;
+            if status == ["streaming"] { Ok(()) } else { Err(format!("{status:?}")) }
         });
     }
 
     /// Gold's pods end, and do not come back.
     fn lose_gold(&self) {
-        self.gold.kubectl(&["scale", "statefulset", "lifeboat-gold", "--replicas=0"]);
+        self.gold.kubectl(&["scale", "statefulset", self.gold.members, "--replicas=0"]);
         self.gold.kubectl(&["delete", "pods", "-l", "application=patroni", "--force", "--grace-period=0"]);
         await_condition("the WAL receiver and the way to Gold are gone", Duration::from_secs(40), || {
             let receivers = self.try_session(self.golddr)?.try_query("SELECT pid FROM pg_stat_wal_receiver")?;
-            let slices = self.gold.behind("lifeboat-primary-gold");
+            let slices = self.gold.behind(self.gold.service);
             if receivers.is_empty() && slices.is_empty() { Ok(()) } else { Err(format!("{receivers:?} {slices:?}")) }
         });
     }
@@ -204,6 +218,25 @@ impl Trial {
         session.query("INSERT INTO kept VALUES (0)");
         let timeline = "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int";
         assert_eq!(session.one(timeline), (timeline_before + 1).to_string());
+    }
+
+    /// The chart's CronJob counts, and promotes GoldDR in the second run after Gold's loss.
+    fn promoted_by_the_monitor(&self) {
+        let golddr = self.golddr;
+        let calm = monitor(golddr, "calm");
+        let record = golddr.record();
+        assert!(record["phase"] == "watching" && record["last_good"]["local_lsn"].is_string(), "{record:#}");
+        let timeline = self.timeline();
+        self.lose_gold();
+        let first = monitor(golddr, "first");
+        let record = golddr.record();
+        assert_eq!(record["phase"], "suspect", "{record:#}");
+        let second = monitor(golddr, "second");
+        assert!(second.contains("accepts writes"), "{second}");
+        for said in [calm, first, second] {
+            assert!(!said.contains(&self.replication.1), "the password is told: {said}");
+        }
+        self.assert_promoted(timeline);
     }
 
     fn timeline(&self) -> u32 {
@@ -255,7 +288,6 @@ struct Chain<'a> {
     trial: &'a Trial,
     dir: tempfile::TempDir,
     peer: (String, u16),
-    password: String,
 }
 
 impl<'a> Chain<'a> {
@@ -263,12 +295,7 @@ impl<'a> Chain<'a> {
         let service = trial.golddr.get(&["service", "lifeboat-primary-gold"]);
         let port = service["spec"]["ports"][0]["port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap();
         let host = service["spec"]["clusterIP"].as_str().unwrap().to_owned();
-        Self {
-            trial,
-            dir: tempfile::tempdir().unwrap(),
-            peer: (host, port),
-            password: trial.gold.password("replication"),
-        }
+        Self { trial, dir: tempfile::tempdir().unwrap(), peer: (host, port) }
     }
 
     fn step(&self, words: &[&str]) -> Command {
@@ -278,8 +305,8 @@ impl<'a> Chain<'a> {
             .args(words)
             .args(["--context", "golddr", "-n", self.trial.golddr.namespace])
             .env("KUBECONFIG", kubeconfig())
-            .env("PGUSER", "replicator")
-            .env("PGPASSWORD", &self.password);
+            .env("PGUSER", &self.trial.replication.0)
+            .env("PGPASSWORD", &self.trial.replication.1);
         command
     }
 
@@ -358,8 +385,14 @@ impl Version {
     fn promotes(&self) {
         let begun = Instant::now();
         let told = |what: &str| println!("{}: {what} after {:.1} s", self.namespace, begun.elapsed().as_secs_f32());
-        let trial = Trial::with_gold(self.namespace, ("lifeboat", "lifeboat-primary-golddr"), self.values);
-        let golddr = trial.golddr;
+        let golddr = Site {
+            name: "golddr",
+            namespace: self.namespace,
+            scope: "lifeboat",
+            members: "lifeboat-golddr",
+            service: "lifeboat-primary-golddr",
+        };
+        let trial = Trial::with_gold(golddr, self.values);
         told("Gold installed");
         golddr.apply(
             &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "lifeboat-auth"}, "data": trial.secret})
@@ -368,6 +401,7 @@ impl Version {
         let values = ["helm/lifeboat/values-golddr.yaml", "tests/e2e/versions/quick.yaml", self.values];
         install(golddr, &values, &["--set", &format!("monitor.witnesses={{{}}}", trial.witness)]);
         trial.await_streaming();
+        assert_eq!(trial.session(golddr).one("SELECT slot_name FROM pg_stat_wal_receiver"), "golddr");
         told("GoldDR streams");
 
         for site in [trial.gold, golddr] {
@@ -456,8 +490,14 @@ fn postgresql_18_with_patroni_4_1_follows_and_promotes() {
 fn patroni_that_is_not_the_charts_is_attached_corrected_and_promoted() {
     let begun = Instant::now();
     let told = |what: &str| println!("attached: {what} after {:.1} s", begun.elapsed().as_secs_f32());
-    let trial = Trial::with_gold("versions-attached", ("batman", "batman-rw"), "tests/e2e/versions/15.yaml");
-    let golddr = trial.golddr;
+    let golddr = Site {
+        name: "golddr",
+        namespace: "versions-attached",
+        scope: "batman",
+        members: "batman",
+        service: "batman-rw",
+    };
+    let trial = Trial::with_gold(golddr, "tests/e2e/versions/15.yaml");
     told("Gold installed");
     let data = json!({"boss": trial.secret["superuser-password"], "robin": trial.secret["replication-password"],
         "robin-name": trial.secret["replication-username"]});
@@ -482,18 +522,56 @@ fn patroni_that_is_not_the_charts_is_attached_corrected_and_promoted() {
     assert_eq!(golddr.get(&["statefulsets"])["items"].as_array().unwrap().len(), 1);
     told("attached and corrected");
 
-    monitor(golddr, "calm");
-    let record = golddr.record();
-    assert!(record["phase"] == "watching" && record["last_good"]["local_lsn"].is_string(), "{record:#}");
-    let timeline = trial.timeline();
-    trial.lose_gold();
-    monitor(golddr, "first");
-    let record = golddr.record();
-    assert_eq!(record["phase"], "suspect", "{record:#}");
-    let said = monitor(golddr, "second");
-    assert!(said.contains("accepts writes"), "{said}");
-    trial.assert_promoted(timeline);
+    trial.promoted_by_the_monitor();
     assert_eq!(golddr.leader()["metadata"]["labels"]["position"], "master");
+    told("the monitor promoted it");
+}
+
+/// What docs/moving-from-gold-golddr.md says, on the objects of the sample chart at both sites.
+#[test]
+fn objects_of_the_sample_chart_are_attached_and_promoted() {
+    let begun = Instant::now();
+    let told = |what: &str| println!("sample chart: {what} after {:.1} s", begun.elapsed().as_secs_f32());
+    let objects = std::fs::read_to_string(project("tests/e2e/versions/sample-chart.yaml")).unwrap();
+    let objects = |site: Site, dcs: &Value| site.apply(&objects.replace("@DCS@", &dcs.to_string()));
+    let (namespace, scope, members) = ("moving-over", "patroni", "patroni");
+    let gold = Site { name: "gold", namespace, scope, members, service: "patroni-master-gold" };
+    let golddr = Site { name: "golddr", service: "patroni-master-golddr", ..gold };
+    let mut dcs = json!({"ttl": 20, "loop_wait": 3, "retry_timeout": 5, "maximum_lag_on_failover": 33_554_432,
+        "postgresql": {"use_pg_rewind": true, "parameters": {"wal_receiver_timeout": "10s"}}});
+    let claim = json!({"apiVersion": "porter.devops.gov.bc.ca/v1alpha1", "kind": "TransportServerClaim",
+        "metadata": {"name": "patroni-postgres-tsc"}, "spec": {"service": "patroni-master", "servicePort": 5432,
+        "monitor": {"type": "tcp", "interval": 10, "timeout": 10}}});
+    let names = ["superuserpwd", "replication-username", "replication-password"];
+    let trial = Trial::between(gold, golddr, ("patroni-creds", names), || {
+        objects(gold, &dcs);
+        gold.apply(&claim.to_string());
+    });
+    let port = await_condition("the tunnel", Duration::from_secs(30), || {
+        let service = json(&golddr.try_kubectl(&["get", "service", "patroni-master-gold", "-o", "json"])?);
+        Ok(service["spec"]["ports"][0]["port"].clone())
+    });
+    // As its install Job writes it: Patroni ignores name and password there.
+    let Login(user, password) = &trial.replication;
+    dcs["standby_cluster"] =
+        json!({"host": "patroni-master-gold", "port": port, "username": user, "password": password});
+    objects(golddr, &dcs);
+    trial.await_streaming();
+    told("both sites stand");
+
+    golddr.kubectl(&["delete", "cronjob", "patroni-probe"]);
+    trial.session(gold).query(&format!("GRANT pg_monitor TO {user}"));
+    let values = ["tests/e2e/versions/quick.yaml", "docs/examples/values-attach-sample.yaml"];
+    install(golddr, &values, &["--set", &format!("monitor.witnesses={{{}}}", trial.witness)]);
+    assert_eq!(golddr.config()["standby_cluster"], dcs["standby_cluster"], "nothing was to be corrected");
+    told("attached");
+
+    trial.promoted_by_the_monitor();
+    let leader = golddr.leader();
+    assert_eq!(leader["metadata"]["labels"]["role"], "master");
+    assert_eq!(golddr.behind("patroni-master"), [leader["metadata"]["name"].as_str().unwrap()]);
+    let failover = golddr.get(&["configmap", "patroni-failover"]);
+    assert!(failover["data"]["failover.sh"].as_str().unwrap().contains("sed"), "{failover:#}");
     told("the monitor promoted it");
 }
 
