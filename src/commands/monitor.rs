@@ -95,7 +95,8 @@ pub struct Monitor {
 struct Known {
     record: Option<SiteRecord>,
     held: bool,
-    primary: bool,
+    /// This site leads until then, unless another look says otherwise: the lease that was seen does not end with one failed look.
+    leads_until: Option<Instant>,
     works: bool,
     finished: Option<(Instant, Timestamp)>,
     runs: BTreeMap<(&'static str, String), u64>,
@@ -179,14 +180,11 @@ impl Monitor {
             self.chain(session, steps, known, told).await;
         }
         match self.look(session, cluster).await {
-            Ok((record, held, primary)) => {
+            Ok((record, held, leads_until)) => {
                 let mut known = lock(known);
-                (known.record, known.held, known.primary) = (record, held, primary);
+                (known.record, known.held, known.leads_until) = (record, held, leads_until);
             }
-            Err(error) => {
-                warn!("look at the site: {error:#}");
-                lock(known).primary = false;
-            }
+            Err(error) => warn!("look at the site: {error:#}"),
         }
         // Without the API server too: a restart would not bring it back.
         lock(known).finished = Some((Instant::now(), Timestamp::now()));
@@ -237,8 +235,12 @@ impl Monitor {
         }
     }
 
-    /// The record, whether it is held, and whether this site leads: Patroni says so, and its leader was seen to renew its lease.
-    async fn look(&self, session: &Session, cluster: &Cluster) -> anyhow::Result<(Option<SiteRecord>, bool, bool)> {
+    /// The record, whether it is held, and until when this site leads: Patroni says so, and its leader was seen to renew its lease.
+    async fn look(
+        &self,
+        session: &Session,
+        cluster: &Cluster,
+    ) -> anyhow::Result<(Option<SiteRecord>, bool, Option<Instant>)> {
         let found = cluster.find_site_record(&self.scope).await?;
         let now = Timestamp::now();
         let held = found.as_ref().is_some_and(|(_, map)| {
@@ -248,16 +250,16 @@ impl Monitor {
         let config = ClusterConfig::read(&cluster.configmap(&self.scope.config()).await?)?;
         let leader = LeaderRecord::read(&cluster.configmap(&self.scope.leader()).await?);
         session.lease().see(leader.as_ref(), Instant::now());
-        let primary = match leader {
+        let leads_until = match leader {
             Some(leader) if config.initialize.is_some() && config.standby_cluster.is_none() => {
-                let limit = Duration::from_secs(config.ttl);
                 let member = Member::of_pod(cluster, &leader.leader).await?;
-                let fresh = session.lease().renewed_within(&leader.leader, limit, Instant::now());
-                fresh && member.role == MemberRole::Primary && member.state == "running"
+                let leads = member.role == MemberRole::Primary && member.state == "running";
+                let end = session.lease().holds_until(&leader.leader, Duration::from_secs(config.ttl));
+                end.filter(|_| leads)
             }
-            _ => false,
+            _ => None,
         };
-        Ok((found.map(|(record, _)| record), held, primary))
+        Ok((found.map(|(record, _)| record), held, leads_until))
     }
 }
 
@@ -316,6 +318,12 @@ fn parse_steps(words: &[OsString], session: &Session) -> anyhow::Result<Vec<Step
     words.split(|word| word == THEN).enumerate().map(parse).collect()
 }
 
+impl Known {
+    fn leads(&self) -> bool {
+        self.leads_until.is_some_and(|end| Instant::now() <= end)
+    }
+}
+
 fn lock(known: &Mutex<Known>) -> std::sync::MutexGuard<'_, Known> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -326,7 +334,7 @@ fn answer(request: &Request<Incoming>, known: &Mutex<Known>, begun: Instant, lat
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/healthz") if current => text(StatusCode::OK, "ok\n"),
         (&Method::GET, "/healthz") => text(StatusCode::SERVICE_UNAVAILABLE, "no round came to its end lately\n"),
-        (&Method::GET | &Method::HEAD, "/primary") if known.primary && current => {
+        (&Method::GET | &Method::HEAD, "/primary") if known.leads() && current => {
             text(StatusCode::OK, "this site leads\n")
         }
         (&Method::GET | &Method::HEAD, "/primary") => {
@@ -368,7 +376,7 @@ fn metrics(known: &Known) -> Result<String, std::fmt::Error> {
         good.map(|good| seconds(good.time)),
     );
     gauge("held", "An operator holds the promotion of this site", flag(known.held));
-    gauge("primary", "This site leads", flag(known.primary));
+    gauge("primary", "This site leads", flag(known.leads()));
     gauge("monitor_leader", "This monitor works", flag(known.works));
     let finished = known.finished.map(|(_, when)| seconds(when));
     gauge("last_round_timestamp_seconds", "When the last round came to its end", finished);
@@ -421,10 +429,13 @@ mod tests {
 
     #[test]
     fn metrics_tell_the_record_and_leave_out_what_is_not_known() {
-        let mut known = Known { primary: true, ..Known::default() };
+        let mut known = Known { leads_until: Some(Instant::now() + Duration::from_mins(1)), ..Known::default() };
         let text = metrics(&known).unwrap();
         assert!(text.contains("lifeboat_primary 1.0\n") && text.contains("lifeboat_peer_lag_bytes NaN\n"), "{text}");
         assert!(!text.contains("lifeboat_phase"), "{text}");
+        known.leads_until = Some(Instant::now());
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(metrics(&known).unwrap().contains("lifeboat_primary 0.0\n"), "its lease ran out unseen");
         known.record = Some(SiteRecord { failures: 3, phase: Phase::Suspect, ..SiteRecord::new("golddr") });
         known.runs.insert(("promote", "nothing to do".into()), 2);
         let text = metrics(&known).unwrap();

@@ -60,8 +60,14 @@ impl LeaseWatch {
     /// Whether this leader was seen to renew its lease within this time.
     #[must_use]
     pub fn renewed_within(&self, leader: &str, limit: Duration, now: Instant) -> bool {
-        let fresh = |last: &Sight| last.record.leader == leader && last.renewed && now - last.since <= limit;
-        self.last.as_ref().is_some_and(fresh)
+        self.holds_until(leader, limit).is_some_and(|end| now <= end)
+    }
+
+    /// Until when this leader's lease of this time to live holds, if it was seen to renew it.
+    #[must_use]
+    pub fn holds_until(&self, leader: &str, ttl: Duration) -> Option<Instant> {
+        let last = self.last.as_ref().filter(|last| last.record.leader == leader && last.renewed)?;
+        Some(last.since + ttl)
     }
 }
 
