@@ -189,7 +189,9 @@ async fn fill(site: &mut Site, cluster: &Cluster, scope: &Scope) -> anyhow::Resu
     site.role = match (config.initialize, leads.map(|member| member.role)) {
         (None, _) => Role::Uninitialized,
         (_, Some(MemberRole::Primary)) if config.standby_cluster.is_none() => Role::Primary,
-        (_, Some(MemberRole::StandbyLeader)) if config.standby_cluster.is_none() => Role::Promoting,
+        (_, Some(MemberRole::StandbyLeader | MemberRole::Promoted)) if config.standby_cluster.is_none() => {
+            Role::Promoting
+        }
         (_, Some(MemberRole::StandbyLeader)) => Role::Standby,
         _ => Role::Leaderless,
     };

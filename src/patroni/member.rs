@@ -19,6 +19,8 @@ pub enum MemberRole {
     /// Leads and accepts writes (`master` before Patroni 4).
     #[serde(alias = "master")]
     Primary,
+    /// On the way to lead: Patroni asked PostgreSQL for it, and says `primary` one round after it is done.
+    Promoted,
     /// Leads a standby cluster.
     StandbyLeader,
     /// Follows.
@@ -136,6 +138,8 @@ mod tests {
         assert!(!member.tells_replication_state(), "an unknown version promises nothing");
         let other = r#"{"conn_url":"postgres://h/","state":"starting","role":"uninitialized"}"#;
         assert_eq!(Member::parse("pg-0", other).unwrap().role, MemberRole::Other);
+        let promoted = r#"{"conn_url":"postgres://h/","state":"running","role":"promoted"}"#;
+        assert_eq!(Member::parse("pg-0", promoted).unwrap().role, MemberRole::Promoted);
     }
 
     #[test]

@@ -134,7 +134,7 @@ impl Look<'_> {
         let in_recovery = match member.role {
             MemberRole::Primary => Some(false),
             MemberRole::StandbyLeader => Some(true),
-            MemberRole::Replica | MemberRole::Other => None,
+            MemberRole::Promoted | MemberRole::Replica | MemberRole::Other => None,
         };
         let lsn = leader_lsn(map).max(member.lsn);
         (Verdict::Healthy, PeerFacts { system_id: config.initialize, timeline: member.timeline, lsn, in_recovery })
