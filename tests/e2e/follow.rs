@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     chain::{Chain, Ended, finish},
-    pair::{GOLDDR, NAMESPACE, Pair, await_streaming, cluster_ip, upgrade},
+    pair::{GOLD, GOLDDR, NAMESPACE, Pair, await_streaming, cluster_ip, upgrade},
     system::{LIFEBOAT, await_condition, cluster_script},
 };
 
@@ -96,9 +96,17 @@ fn helm_upgrade_keeps_the_standby_and_its_record() {
     let pair = Pair::ready();
     drop(Chain::calm(&pair));
     let before = (GOLDDR.record(), crate::system::json(&GOLDDR.config_text())["standby_cluster"].clone());
-    upgrade(GOLDDR, &["--set", "postgresql.parameters.work_mem=5MB"]);
+    for site in [GOLD, GOLDDR] {
+        upgrade(site, &["--set", "postgresql.parameters.work_mem=5MB"]);
+    }
     let after = (GOLDDR.record(), crate::system::json(&GOLDDR.config_text())["standby_cluster"].clone());
     assert_eq!(after, before);
-    assert_eq!(crate::system::json(&GOLDDR.config_text())["postgresql"]["parameters"]["work_mem"], "5MB");
+    for site in [GOLD, GOLDDR] {
+        await_condition("the parameter reaches the server", Duration::from_secs(40), || {
+            let value = site.session().one("SHOW work_mem");
+            if value == "5MB" { Ok(()) } else { Err(value) }
+        });
+    }
+    assert!(!GOLD.is_standby() && GOLD.config_text().contains("\"slots\""), "{}", GOLD.config_text());
     await_streaming();
 }
