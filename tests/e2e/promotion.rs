@@ -269,12 +269,17 @@ fn position(text: &str) -> u64 {
 #[test]
 fn gold_killed_is_promoted_by_the_cronjob_on_its_schedule() {
     let pair = Pair::ready();
-    let chain = Chain::calm(&pair);
     GOLDDR.set_config(&GOLDDR.config_text().replace("\"loop_wait\":2", "\"loop_wait\":10"));
     assert!(GOLDDR.config_text().contains("\"loop_wait\":10"), "{}", GOLDDR.config_text());
+    let chain = Chain::of_site(&["--witness", &pair.witness.url]);
     let writer = Writer::start();
-    let healthy = chain.run(&[]);
-    assert_eq!(healthy.outcome["phase"], "watching", "{healthy:#?}");
+    // A few rows later, so that some of them are whole.
+    let written = position(&GOLD.session().one("SELECT pg_current_wal_insert_lsn()"));
+    await_condition("a good probe that saw rows received", Duration::from_secs(40), || {
+        let healthy = chain.run(&[]);
+        let seen = GOLDDR.record()["last_good"]["local_lsn"].as_str().map_or(0, position);
+        if seen > written + 4096 { Ok(()) } else { Err(format!("{seen} of {written}: {healthy:#?}")) }
+    });
     GOLDDR.kubectl(&["patch", "cronjob", "lifeboat-monitor", "-p", r#"{"spec":{"suspend":false}}"#]);
     let killed = Instant::now();
     run(cluster_script("kill").arg("gold"));
