@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, parser::ValueSource};
 use jiff::Timestamp;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -335,10 +335,11 @@ impl Step {
     ];
 
     /// Reads a command line without the program's name. An error says what is wrong with it, as on the command line.
-    /// A step that names no context and no namespace works where the monitor works.
+    /// What a step does not name of context and namespace is the monitor's.
     pub fn parse(words: &[OsString], monitor: &Session) -> anyhow::Result<Self> {
         let words: Vec<OsString> = std::iter::once("lifeboat".into()).chain(words.iter().cloned()).collect();
-        let Cli { command, global } = parse(&words).map_err(|error| anyhow!("{error}"))?;
+        let matches = Cli::command().try_get_matches_from(&words).map_err(|error| anyhow!("{error}"))?;
+        let Cli { command, global } = Cli::from_arg_matches(&matches).map_err(|error| anyhow!("{error}"))?;
         let flags = words.iter().filter_map(|word| word.to_str()?.split('=').next());
         if let Some(flag) = flags.into_iter().find(|flag| Self::OF_THE_MONITOR.contains(flag)) {
             return Err(anyhow!("{flag} belongs to the monitor itself: give it before the steps"));
@@ -347,8 +348,9 @@ impl Step {
         if !Self::NAMES.contains(&name) {
             return Err(anyhow!("{name} is no step of a monitor: these are {}", Self::NAMES.join(", ")));
         }
-        let elsewhere = global.cluster != ClusterOptions::default() && global.cluster != monitor.options;
-        let session = elsewhere.then(|| Session::new(monitor.dry_run, global.cluster, monitor.alerter.clone()));
+        let options = monitor.options.with(&global.cluster, |flag| given(&matches, flag));
+        let session =
+            (options != monitor.options).then(|| Session::new(monitor.dry_run, options, monitor.alerter.clone()));
         Ok(Self { name, words, session })
     }
 
@@ -400,6 +402,13 @@ impl Command {
 fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
     let matches = Cli::command().try_get_matches_from(arguments)?;
     Cli::from_arg_matches(&matches)
+}
+
+/// Whether the command line itself has this flag; its environment variable may belong to another program.
+fn given(matches: &ArgMatches, flag: &str) -> bool {
+    let of_command = matches.subcommand().map(|(_, matches)| matches);
+    let on_line = |matches: &ArgMatches| matches.value_source(flag) == Some(ValueSource::CommandLine);
+    on_line(matches) || of_command.is_some_and(on_line)
 }
 
 /// `pg-probe --host …` through a symbolic link becomes `lifeboat pg-probe --host …`.
@@ -480,11 +489,17 @@ mod tests {
     #[test]
     fn step_works_where_the_monitor_does_unless_it_names_a_place() {
         let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
-        let monitor = Session::for_tests();
+        let mut monitor = Session::for_tests();
+        let place = |context: Option<&str>, namespace: Option<&str>| ClusterOptions {
+            context: context.map(ToOwned::to_owned),
+            namespace: namespace.map(ToOwned::to_owned),
+        };
+        monitor.options = place(Some("golddr"), Some("app"));
         let own = |text| Step::parse(&words(text), &monitor).unwrap().session.map(|session| session.options);
         assert_eq!(own("promote --scope=pg"), None);
-        let there = ClusterOptions { context: Some("gold".to_owned()), namespace: None };
-        assert_eq!(own("pg-probe --scope=pg --context=gold"), Some(there));
+        assert_eq!(own("promote --scope=pg --context golddr"), None);
+        assert_eq!(own("pg-probe --scope=pg --context=gold"), Some(place(Some("gold"), Some("app"))));
+        assert_eq!(own("--namespace other pg-probe --scope=pg"), Some(place(Some("golddr"), Some("other"))));
     }
 
     #[test]

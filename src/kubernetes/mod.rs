@@ -34,6 +34,20 @@ pub struct ClusterOptions {
     pub namespace: Option<String>,
 }
 
+impl ClusterOptions {
+    /// These, but for what another command line gives.
+    #[must_use]
+    pub fn with(&self, other: &Self, gives: impl Fn(&str) -> bool) -> Self {
+        let choose = |flag, ours: &Option<String>, theirs: &Option<String>| {
+            if gives(flag) { theirs.clone() } else { ours.clone() }
+        };
+        Self {
+            context: choose("context", &self.context, &other.context),
+            namespace: choose("namespace", &self.namespace, &other.namespace),
+        }
+    }
+}
+
 /// A namespace of a cluster, with an authenticated client.
 #[derive(Clone)]
 pub struct Cluster {

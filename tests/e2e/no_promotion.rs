@@ -185,19 +185,21 @@ fn facts_stale_missing_or_malformed_refuse() {
         facts.to_string()
     };
     let cases = [
-        with_time("2020-01-01T00:00:00Z"),
-        with_time("2999-01-01T00:00:00Z"),
-        "{".to_owned(),
-        "{}".to_owned(),
-        String::new(),
+        (Some(with_time("2020-01-01T00:00:00Z")), "is too old"),
+        (Some(with_time("2999-01-01T00:00:00Z")), "in the future"),
+        (Some("{".to_owned()), "is malformed"),
+        (Some("{}".to_owned()), "is malformed"),
+        (Some(String::new()), "is malformed"),
+        (None, "No such file"),
     ];
-    for content in cases {
-        std::fs::write(&file, &content).unwrap();
+    for (content, said) in cases {
+        match &content {
+            Some(content) => std::fs::write(&file, content).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
         let ended = chain.promote(&["--failures", "1", "--for", "0s"]);
-        assert_eq!(ended.code, Some(3), "{content}: {ended:#?}");
+        assert!(ended.code == Some(3) && ended.reason().contains(said), "{content:?}, {said}: {ended:#?}");
     }
-    std::fs::remove_file(&file).unwrap();
-    assert_eq!(chain.promote(&["--failures", "1", "--for", "0s"]).code, Some(3));
     assert!(GOLDDR.is_standby());
 }
 
@@ -225,11 +227,19 @@ fn link_cut_with_gold_alive_is_refused_by_the_witness_that_sees_it() {
 fn link_cut_and_nobody_else_to_ask_never_promotes() {
     let pair = Pair::ready();
     let chain = Chain::calm(&pair);
+    let _witness_blind = Cut::new(&["cut", "gold", "third"]);
     let _cut = Cut::new(&["cut", "gold", "golddr"]);
     chain.probe(&[]);
-    // A witness that does not answer is no witness.
-    let silent = ["--witness", &format!("http://{}:9", address("third")), "--failures", "1", "--for", "0s"];
-    chain.promote(&silent).assert_refused_by("witness");
+    // A witness that does not answer is no witness, though the usual one says that Gold is gone.
+    let silent = format!("http://{}:9", address("third"));
+    let ended = chain.promote(&["--witness", &silent, "--failures", "1", "--for", "0s"]);
+    ended.assert_refused_by("witness");
+    let evidence = ended.outcome["evidence"].as_array().unwrap();
+    let found = |word: &str| {
+        let of_it = evidence.iter().find(|e| e["found"].as_str().is_some_and(|found| found.contains(word)));
+        of_it.unwrap_or_else(|| panic!("nothing of {word}: {ended:#?}"))["passed"].clone()
+    };
+    assert_eq!((found(&silent), found(&pair.witness.url)), (false.into(), true.into()), "{ended:#?}");
     // Without any, mode auto is a configuration error, and mode approve waits for a person.
     let base = [
         "promote",

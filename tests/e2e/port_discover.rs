@@ -98,15 +98,17 @@ fn api_server_that_is_gone_is_an_error_within_its_time_limit() {
         .replace(&format!("{}:6443", GOLDDR.host()), &format!("{}:6444", GOLDDR.host()));
     let file = chain.dir().join("kubeconfig");
     std::fs::write(&file, text).unwrap();
-    for command in [
-        &["port-discover", "--service", "lifeboat-primary-gold"][..],
-        &["promote", "--scope", "lifeboat", "--site", "golddr"],
-    ] {
-        let ended =
-            finish(chain.command(command).args(["--context", "golddr", "-n", NAMESPACE]).env("KUBECONFIG", &file));
+    // Gold is gone, and the next run would promote.
+    let _cuts = chain.isolate_gold();
+    chain.probe(&[]);
+    let before = GOLDDR.record();
+    let discover = ["port-discover", "--service", "lifeboat-primary-gold", "--context", "golddr", "-n", NAMESPACE];
+    for mut command in [chain.command(&discover), chain.promote_command(&[])] {
+        let ended = finish(command.env("KUBECONFIG", &file));
         assert_eq!(ended.code, Some(1), "{ended:#?}");
     }
-    assert!(GOLDDR.is_standby());
+    assert_eq!((GOLDDR.is_standby(), GOLDDR.record()), (true, before));
+    assert_eq!(chain.promote(&[]).outcome["outcome"], "done", "nothing but the API server was missing");
 }
 
 #[test]
