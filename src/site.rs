@@ -9,7 +9,10 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::postgres::{Lsn, SystemId, Timeline};
+use crate::{
+    postgres::{Lsn, SystemId, Timeline},
+    probe::Path,
+};
 
 /// The audit keeps this many events.
 const AUDIT_LIMIT: usize = 50;
@@ -69,6 +72,9 @@ pub struct LastGood {
     pub peer_lsn: Lsn,
     /// Our own received position, if our leader could be asked.
     pub local_lsn: Option<Lsn>,
+    /// Which way the peer was asked: through its API server its position is Patroni's word, up to a round old.
+    #[serde(default, skip_serializing_if = "Path::is_usual")]
+    pub path: Path,
 }
 
 impl LastGood {
@@ -275,7 +281,8 @@ mod tests {
         let at = |second| Timestamp::from_second(second).unwrap();
         let good = |second| {
             let (system_id, timeline, peer_lsn) = (SystemId(7), Timeline(1), Lsn(9));
-            Some(LastGood { time: at(second), system_id, timeline, peer_lsn, local_lsn: Some(Lsn(9)) })
+            let (local_lsn, path) = (Some(Lsn(9)), Path::default());
+            Some(LastGood { time: at(second), system_id, timeline, peer_lsn, local_lsn, path })
         };
         let before = SiteRecord { last_good: good(0), ..SiteRecord::new("golddr") };
         let after = |second| SiteRecord { last_good: good(second), ..before.clone() };

@@ -424,6 +424,7 @@ fn last_good(facts: &Facts, probe: &ProbeFacts) -> Option<LastGood> {
         timeline: probe.peer.timeline?,
         peer_lsn: probe.peer.lsn?,
         local_lsn: facts.guard.local.as_ref().ok().and_then(|local| local.lsn),
+        path: probe.path,
     })
 }
 

@@ -14,7 +14,7 @@ use crate::{
     kubernetes::Snapshot,
     patroni::{ClusterConfig, MemberRole},
     postgres::{Lsn, SystemId, Timeline},
-    probe::{Attempt, PeerFacts, ProbeFacts, Verdict, conclude},
+    probe::{Attempt, Path, PeerFacts, ProbeFacts, Verdict, conclude},
     site::{LastGood, PeerLease, Phase, Promotion, SiteRecord},
 };
 
@@ -59,7 +59,14 @@ fn config(standby: bool) -> ClusterConfig {
 }
 
 fn good() -> LastGood {
-    LastGood { time: at(-60), system_id: ID, timeline: Timeline(1), peer_lsn: Lsn(5000), local_lsn: Some(Lsn(4000)) }
+    LastGood {
+        time: at(-60),
+        system_id: ID,
+        timeline: Timeline(1),
+        peer_lsn: Lsn(5000),
+        local_lsn: Some(Lsn(4000)),
+        path: Path::Postgresql,
+    }
 }
 
 /// A peer that is gone: three failures in the run before, three in this one, and every guard passes.
