@@ -21,6 +21,7 @@ mod api;
 mod api_faults;
 mod bootstrap;
 mod intercom;
+mod peer_lease;
 mod promotion;
 mod protocol;
 mod stopping;

@@ -32,7 +32,7 @@ use crate::{
 };
 use decide::{Confirm, Decision, Mode, Plan, Policy, decide};
 use guards::Guard;
-use observe::Observed;
+use observe::{Observed, Seen};
 use verify::Verified;
 
 /// A conflict means that somebody else wrote: look again, this many times.
@@ -158,10 +158,10 @@ impl Promote {
 
     /// From the start again where somebody else wrote in between.
     async fn decide_and_act(&self, session: &Session, cluster: &Cluster, policy: &Policy) -> anyhow::Result<Report> {
-        let mut lease = None;
+        let mut seen = Seen::default();
         for round in 1..=ROUNDS {
-            let observed = self.observe(session, cluster, policy, lease).await?;
-            lease = Some(observed.facts.guard.lease);
+            let observed = self.observe(session, cluster, policy, seen).await?;
+            seen = observed.seen.clone();
             let decision = decide(&observed.facts, policy);
             info!(plan = ?decision.plan, "{}", decision.reason);
             if session.dry_run {
@@ -247,7 +247,7 @@ impl Promote {
         if let Some(warning) = shorter_than_failover(policy, &before.facts.config) {
             warn!("{warning}");
         }
-        let again = self.observe(session, cluster, policy, Some(before.facts.guard.lease)).await?;
+        let again = self.observe(session, cluster, policy, before.seen.clone()).await?;
         let decision = decide(&again.facts, policy);
         kill_point("rechecked");
         match decision.plan {
