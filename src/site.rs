@@ -171,6 +171,9 @@ pub struct SiteRecord {
     /// The peer's lease by the second path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer_lease: Option<PeerLease>,
+    /// Where the site stood before it was held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before_hold: Option<Phase>,
 }
 
 impl SiteRecord {
@@ -191,7 +194,26 @@ impl SiteRecord {
             last_alert: None,
             witnesses: BTreeMap::new(),
             peer_lease: None,
+            before_hold: None,
         }
+    }
+
+    /// Where the site stands apart from a hold: a hold makes no other site of it.
+    #[must_use]
+    pub fn standing(&self) -> Phase {
+        if self.phase == Phase::Held { self.before_hold.unwrap_or_default() } else { self.phase }
+    }
+
+    /// This site must not lead, until [`SiteRecord::let_go`].
+    pub fn hold_back(&mut self) {
+        self.before_hold = Some(self.standing());
+        self.phase = Phase::Held;
+    }
+
+    /// Back to where it stood before it was held.
+    pub fn let_go(&mut self) {
+        self.phase = self.standing();
+        self.before_hold = None;
     }
 
     /// Adds a line to the audit and drops the oldest beyond the limit.
@@ -298,6 +320,19 @@ mod tests {
         );
         assert!(SiteRecord { failures: 1, ..after(5) }.tells_more_than(&before, age));
         assert!(after(5).tells_more_than(&SiteRecord::new("golddr"), age));
+    }
+
+    #[test]
+    fn site_that_is_let_go_stands_where_it_stood_before() {
+        let mut record = SiteRecord { phase: Phase::Following, ..SiteRecord::new("gold") };
+        record.hold_back();
+        record.hold_back();
+        assert_eq!((record.phase, record.standing()), (Phase::Held, Phase::Following));
+        record.let_go();
+        assert_eq!((record.phase, record.before_hold), (Phase::Following, None));
+        let mut older = SiteRecord { phase: Phase::Held, ..SiteRecord::new("gold") };
+        older.let_go();
+        assert_eq!(older.phase, Phase::Watching, "a record that does not tell");
     }
 
     #[test]
