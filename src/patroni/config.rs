@@ -29,6 +29,15 @@ pub struct StandbyCluster {
     pub slot: Option<String>,
 }
 
+impl StandbyCluster {
+    /// Whether it leads to one host by streaming: only that can be corrected to another one. Patroni also takes a list of hosts
+    /// (`a,b`), and an archive alone (`restore_command`).
+    #[must_use]
+    pub fn is_one_place(&self) -> bool {
+        self.host.as_deref().is_some_and(|host| !host.is_empty() && !host.contains(','))
+    }
+}
+
 /// What the dynamic configuration says, with its text for an edit that leaves all else alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClusterConfig {
