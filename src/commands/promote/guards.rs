@@ -171,12 +171,11 @@ impl SecondPath {
     #[must_use]
     pub fn unrenewed(&self, now: Timestamp) -> Duration {
         match &self.lease {
-            Err(_) => Duration::ZERO,
             Ok(PeerLease { renew_time: Some(_), since, .. }) => {
                 Duration::try_from(now.duration_since(*since)).unwrap_or_default().max(self.watched)
             }
             Ok(PeerLease { leader: None, .. }) => self.watched,
-            Ok(PeerLease { leader: Some(_), .. }) => Duration::ZERO,
+            Err(_) | Ok(PeerLease { leader: Some(_), .. }) => Duration::ZERO,
         }
     }
 
