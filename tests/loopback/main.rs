@@ -20,6 +20,7 @@ of_servers!(
 mod api;
 mod api_faults;
 mod bootstrap;
+mod fence;
 mod intercom;
 mod peer_lease;
 mod promotion;
