@@ -217,9 +217,9 @@ impl Follow {
             };
             record.note(Timestamp::now(), event);
             if held {
-                record.hold_back()
+                record.hold_back();
             } else {
-                record.let_go()
+                record.let_go();
             }
             match cluster.write_site_record(&self.scope, &record, map.as_ref(), &[]).await {
                 Err(error) if error.downcast_ref::<Conflict>().is_some() => {}
@@ -451,11 +451,17 @@ mod tests {
         assert!(starts(&gold(gone.clone())));
         // What was held stays so until the peer is met and does not lead, nor may in a moment.
         let was_held = |peer| Facts { held: true, phase: Some(Phase::Watching), ..gold(peer) };
-        assert!(held(&was_held(gone)) && held(&was_held(None)) && held(&was_held(untold(Verdict::Rejected))));
+        assert!(
+            held(&was_held(gone))
+                && held(&was_held(None))
+                && held(&was_held(Some(ProbeFacts::of_verdict(Verdict::Rejected))))
+        );
         assert!(held(&was_held(peer(7, 3, true))), "a promoted peer that restarts");
         assert!(starts(&was_held(peer(7, 2, true))) && starts(&was_held(peer(8, 3, false))));
         let promoted = |peer| Facts { phase: Some(Phase::Promoted), ..gold(peer) };
-        for peer in [peer(7, 2, false), peer(7, 3, false), peer(7, 3, true), untold(Verdict::Rejected)] {
+        for peer in
+            [peer(7, 2, false), peer(7, 3, false), peer(7, 3, true), Some(ProbeFacts::of_verdict(Verdict::Rejected))]
+        {
             assert!(starts(&promoted(peer)), "it holds the accepted writes");
         }
         let emptied = Facts { held: true, peer: peer(7, 3, false), ..Facts::default() };
@@ -471,10 +477,6 @@ mod tests {
         assert!(matches!(standby.decide_birth(&kept(peer(7, 3, false))), Birth::Refused(_)));
     }
 
-    fn untold(verdict: Verdict) -> Option<ProbeFacts> {
-        Some(ProbeFacts::of_verdict(verdict))
-    }
-
     #[test]
     fn peer_that_lives_and_does_not_say_what_it_is_is_waited_for() {
         let peer = |timeline, in_recovery| {
@@ -486,9 +488,9 @@ mod tests {
         let gold = |peer| Facts { config: config.clone(), peer, ..Facts::default() };
         let birth = |facts: &Facts| follow(Role::Active).decide_birth(facts);
         for peer in [
-            untold(Verdict::Rejected),
-            untold(Verdict::Starting),
-            untold(Verdict::Healthy),
+            Some(ProbeFacts::of_verdict(Verdict::Rejected)),
+            Some(ProbeFacts::of_verdict(Verdict::Starting)),
+            Some(ProbeFacts::of_verdict(Verdict::Healthy)),
             peer(None, Some(false)),
             peer(Some(Timeline(3)), None),
             peer(Some(Timeline(3)), Some(true)),
@@ -505,7 +507,7 @@ mod tests {
             assert!(matches!(birth(&follows), Birth::AsItIs(_)));
         }
         for verdict in [Verdict::Unreachable, Verdict::Misconfigured, Verdict::Unknown] {
-            assert!(matches!(birth(&gold(untold(verdict))), Birth::AsItIs(_)), "{verdict}");
+            assert!(matches!(birth(&gold(Some(ProbeFacts::of_verdict(verdict)))), Birth::AsItIs(_)), "{verdict}");
         }
     }
 

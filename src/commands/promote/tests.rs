@@ -417,6 +417,10 @@ fn sightings_of_a_living_peer_are_kept_and_a_blind_witness_is_told() {
         assert_eq!(alert(&facts).as_deref(), Some("WitnessBlind"), "it never saw the peer");
     }
     facts.guard.witnesses.clear();
+    let leads_without = Some("its Patroni has failsafe_mode");
+    facts.guard.second_path = Some(SecondPath { leads_without, ..second_path(Some("pg-gold-0"), at(70)) });
+    let told = decide(&facts, &policy()).alert.unwrap();
+    assert!(told.kind == "WitnessBlind" && told.summary.contains("failsafe_mode"), "{told:?}");
     facts.guard.second_path = Some(second_path(Some("pg-gold-0"), at(70)));
     assert_eq!(alert(&facts), None);
     facts.guard.second_path = Some(second_path(Some("pg-gold-0"), at(-226)));
