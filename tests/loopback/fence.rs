@@ -3,8 +3,11 @@
 use std::{
     fs,
     process::Command,
-    sync::{Arc, Mutex},
-    time::Duration,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -20,6 +23,7 @@ use crate::{
 /// An active site whose cluster has this system identifier and is on timeline 2, and its record, if there is one.
 struct Gold {
     record: Arc<Mutex<Option<Value>>>,
+    led: Arc<AtomicBool>,
     server: HttpServer,
     kubeconfig: tempfile::NamedTempFile,
     dir: tempfile::TempDir,
@@ -29,7 +33,8 @@ impl Gold {
     /// `writable`: whether its record may be written.
     fn start(system_id: &str, record: Option<Value>, writable: bool) -> Self {
         let record = Arc::new(Mutex::new(record));
-        let (known, id) = (Arc::clone(&record), system_id.to_owned());
+        let (led, begun) = (Arc::new(AtomicBool::new(false)), Instant::now());
+        let (known, id, leads) = (Arc::clone(&record), system_id.to_owned(), Arc::clone(&led));
         let server = HttpServer::start(move |request| {
             let map = |name: &str, annotations: Value, data: Value| {
                 let metadata = json!({"name": name, "resourceVersion": "1", "uid": name, "annotations": annotations});
@@ -44,6 +49,10 @@ impl Gold {
                     let history = r#"[[1,83886080,"no recovery target specified"]]"#;
                     map("demo-config", json!({"config": "{}", "initialize": id, "history": history}), json!({}))
                 }
+                ("GET", "demo-leader") if leads.load(Ordering::Relaxed) => {
+                    let stamp = begun.elapsed().as_secs().to_string();
+                    map("demo-leader", json!({"leader": "gold-1", "renewTime": stamp}), json!({}))
+                }
                 ("GET", "demo-dr") => known.as_ref().map_or_else(|| status(404), of_record),
                 ("PATCH" | "POST", "demo-dr" | "configmaps") if writable => {
                     let text = request.json()["data"]["state.json"].as_str().unwrap().to_owned();
@@ -57,7 +66,7 @@ impl Gold {
         });
         let (kubeconfig, dir) = (kubeconfig(&server.url("")), tempfile::tempdir().unwrap());
         fs::write(dir.path().join("template.json"), r#"{"bootstrap": {"dcs": {"ttl": 30}}}"#).unwrap();
-        Self { record, server, kubeconfig, dir }
+        Self { record, led, server, kubeconfig, dir }
     }
 
     fn follow(&self, peer: [String; 2]) -> Command {
@@ -128,6 +137,12 @@ fn peer_that_lives_and_never_says_what_it_is_is_not_led_beside() {
     assert_eq!(outcome["alerts"][0]["kind"], "FollowFailed", "{outcome}");
     assert!(ended.took > Duration::from_secs(20) && ended.took < Duration::from_secs(45), "{:?}", ended.took);
     assert_eq!((gold.phase(), gold.starts()), (None, false));
+
+    // Beside a leader of its own site it would only follow: that one is no new primary.
+    gold.led.store(true, Ordering::Relaxed);
+    let ended = Ended::of(&mut gold.follow(peer.address()));
+    ended.assert_code(0);
+    assert!(gold.starts() && ended.took < Duration::from_secs(15), "{:?}", ended.took);
 }
 
 #[test]
