@@ -47,13 +47,22 @@ impl fmt::Display for Verdict {
 }
 
 /// Which way the peer was asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Path {
     /// By the PostgreSQL protocol.
+    #[default]
     Postgresql,
     /// Through the peer's own API server.
     Api,
+}
+
+impl Path {
+    /// Whether it is the way that a record need not name.
+    #[must_use]
+    pub fn is_usual(&self) -> bool {
+        *self == Self::Postgresql
+    }
 }
 
 /// One try.

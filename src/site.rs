@@ -10,7 +10,10 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::postgres::{Lsn, SystemId, Timeline};
+use crate::{
+    postgres::{Lsn, SystemId, Timeline},
+    probe::Path,
+};
 
 /// The audit keeps this many events.
 const AUDIT_LIMIT: usize = 50;
@@ -70,6 +73,9 @@ pub struct LastGood {
     pub peer_lsn: Lsn,
     /// Our own received position, if our leader could be asked.
     pub local_lsn: Option<Lsn>,
+    /// Which way the peer was asked: through its API server its position is Patroni's word, up to a round old.
+    #[serde(default, skip_serializing_if = "Path::is_usual")]
+    pub path: Path,
 }
 
 impl LastGood {
@@ -179,6 +185,9 @@ pub struct SiteRecord {
     /// The peer's lease by the second path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer_lease: Option<PeerLease>,
+    /// Where the site stood before it was held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before_hold: Option<Phase>,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
@@ -203,8 +212,27 @@ impl SiteRecord {
             alerts: BTreeMap::new(),
             witnesses: BTreeMap::new(),
             peer_lease: None,
+            before_hold: None,
             unknown: Map::new(),
         }
+    }
+
+    /// Where the site stands apart from a hold: a hold makes no other site of it.
+    #[must_use]
+    pub fn standing(&self) -> Phase {
+        if self.phase == Phase::Held { self.before_hold.unwrap_or_default() } else { self.phase }
+    }
+
+    /// This site must not lead, until [`SiteRecord::let_go`].
+    pub fn hold_back(&mut self) {
+        self.before_hold = Some(self.standing());
+        self.phase = Phase::Held;
+    }
+
+    /// Back to where it stood before it was held.
+    pub fn let_go(&mut self) {
+        self.phase = self.standing();
+        self.before_hold = None;
     }
 
     /// Adds a line to the audit and drops the oldest beyond the limit.
@@ -328,7 +356,8 @@ mod tests {
         let at = |second| Timestamp::from_second(second).unwrap();
         let good = |second| {
             let (system_id, timeline, peer_lsn) = (SystemId(7), Timeline(1), Lsn(9));
-            Some(LastGood { time: at(second), system_id, timeline, peer_lsn, local_lsn: Some(Lsn(9)) })
+            let (local_lsn, path) = (Some(Lsn(9)), Path::default());
+            Some(LastGood { time: at(second), system_id, timeline, peer_lsn, local_lsn, path })
         };
         let before = SiteRecord { last_good: good(0), ..SiteRecord::new("golddr") };
         let after = |second| SiteRecord { last_good: good(second), ..before.clone() };
@@ -348,6 +377,19 @@ mod tests {
         assert!(seen(5).tells_more_than(&before, age), "a first sight");
         assert!(!seen(24).tells_more_than(&seen(5), age));
         assert!(seen(25).tells_more_than(&seen(5), age), "though the last good probe stands still");
+    }
+
+    #[test]
+    fn site_that_is_let_go_stands_where_it_stood_before() {
+        let mut record = SiteRecord { phase: Phase::Following, ..SiteRecord::new("gold") };
+        record.hold_back();
+        record.hold_back();
+        assert_eq!((record.phase, record.standing()), (Phase::Held, Phase::Following));
+        record.let_go();
+        assert_eq!((record.phase, record.before_hold), (Phase::Following, None));
+        let mut older = SiteRecord { phase: Phase::Held, ..SiteRecord::new("gold") };
+        older.let_go();
+        assert_eq!(older.phase, Phase::Watching, "a record that does not tell");
     }
 
     #[test]

@@ -65,7 +65,8 @@ pub struct Approve {
 struct Change {
     annotations: Vec<(&'static str, Option<String>)>,
     event: String,
-    phase: Option<Phase>,
+    /// An old primary may lead again.
+    let_go: bool,
 }
 
 impl Hold {
@@ -102,12 +103,12 @@ fn hold(record: &SiteRecord, until: Option<Timestamp>, reason: &str) -> Change {
         Some(until) => Change {
             annotations: vec![(MAINTENANCE, Some(format!("{until:.0}")))],
             event: format!("maintenance until {until:.0}: {reason}{late}"),
-            phase: None,
+            let_go: false,
         },
         None => Change {
             annotations: vec![(HOLD, Some(reason.to_owned()))],
             event: format!("held: {reason}{late}"),
-            phase: None,
+            let_go: false,
         },
     }
 }
@@ -119,7 +120,7 @@ fn release(record: &SiteRecord, map: &Snapshot, reason: &str) -> Option<Change> 
     (!there.is_empty()).then(|| Change {
         annotations: vec![(HOLD, None), (MAINTENANCE, None)],
         event: format!("released ({}): {reason}", there.join(", ")),
-        phase: (record.phase == Phase::Held).then_some(Phase::Watching),
+        let_go: record.phase == Phase::Held,
     })
 }
 
@@ -136,7 +137,7 @@ fn approve(record: &SiteRecord, epoch: Option<u64>, reason: &str) -> anyhow::Res
         bail!("the promotion that waits is the one to epoch {waits}, not {epoch}: look at the site again");
     }
     let event = format!("promotion to epoch {waits} approved: {reason}");
-    Ok(Some(Change { annotations: vec![(APPROVE, Some(waits.to_string()))], event, phase: None }))
+    Ok(Some(Change { annotations: vec![(APPROVE, Some(waits.to_string()))], event, let_go: false }))
 }
 
 impl Word {
@@ -164,7 +165,9 @@ impl Word {
                 return Ok(Report::nothing_to_do(format!("would write: {event}")).with("phase", record.phase));
             }
             record.note(Timestamp::now(), event.clone());
-            record.phase = change.phase.unwrap_or(record.phase);
+            if change.let_go {
+                record.let_go();
+            }
             let annotations: Vec<_> = change.annotations.iter().map(|(key, value)| (*key, value.as_deref())).collect();
             match cluster.write_site_record(&self.scope, &record, Some(&map), &annotations).await {
                 Err(error) if error.downcast_ref::<Conflict>().is_some() => continue,
@@ -216,8 +219,8 @@ mod tests {
         assert_eq!(release(&record, &map, "over"), None);
         map.annotations.insert(HOLD.to_owned(), "drill".to_owned());
         let change = release(&record, &map, "over").unwrap();
-        assert_eq!((change.annotations, change.phase), (vec![(HOLD, None), (MAINTENANCE, None)], None));
+        assert_eq!((change.annotations, change.let_go), (vec![(HOLD, None), (MAINTENANCE, None)], false));
         record.phase = Phase::Held;
-        assert_eq!(release(&record, &Snapshot::default(), "over").unwrap().phase, Some(Phase::Watching));
+        assert!(release(&record, &Snapshot::default(), "over").unwrap().let_go);
     }
 }

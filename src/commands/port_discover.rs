@@ -8,17 +8,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::anyhow;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use kube::ResourceExt;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     alerts::Alert,
     cli::Session,
     flags,
     intercom::{Intercom, PortFacts},
-    kubernetes::{Cluster, EventTarget, is_not_found, patiently},
+    kubernetes::{Cluster, EventTarget, is_forbidden, is_not_found, patiently},
     outcome::{Conclusion, Report},
     patroni::{ClusterConfig, Scope},
     site::Phase,
@@ -62,7 +63,7 @@ pub struct PortDiscover {
     #[arg(long, env = "LIFEBOAT_SKIP_IF_INITIALIZED", value_name = "SCOPE")]
     skip_if_initialized: Option<Scope>,
 
-    /// A missing Service is no error and not waited for: the steps behind do without the peer
+    /// A Service that is missing, has no such port or may not be read is no error and not waited for: the steps behind do without the peer
     #[arg(long, env = "LIFEBOAT_OPTIONAL", conflicts_with_all = ["skip_if_initialized", "skip_if_promoted"])]
     optional: bool,
 
@@ -78,6 +79,8 @@ enum NoPort {
     NotYet(String),
     /// Waiting doesn't help.
     Never(String),
+    /// We may not look.
+    Forbidden(String),
 }
 
 impl PortDiscover {
@@ -90,6 +93,11 @@ impl PortDiscover {
         let cluster = session.cluster().await?;
         let facts = match self.find_port(cluster).await? {
             Ok(facts) => facts,
+            Err(NoPort::Never(why) | NoPort::NotYet(why) | NoPort::Forbidden(why)) if self.optional => {
+                warn!("{why}: the steps behind do without the peer");
+                return Ok(Report::nothing_to_do(format!("{why}, and nobody waits for it")));
+            }
+            Err(NoPort::Forbidden(why)) => return Err(anyhow!(why)),
             Err(NoPort::Never(why)) => return Ok(self.no_port(session, why).await),
             Err(NoPort::NotYet(why)) => match self.not_needed(cluster).await? {
                 Some(reason) => return Ok(Report::nothing_to_do(format!("{why}, and {reason}"))),
@@ -111,9 +119,6 @@ impl PortDiscover {
 
     /// Why no port is needed, where a flag asks for that.
     async fn not_needed(&self, cluster: &Cluster) -> anyhow::Result<Option<String>> {
-        if self.optional {
-            return Ok(Some("nobody waits for it".to_owned()));
-        }
         let Some(scope) = self.skip_if_initialized.as_ref().or(self.skip_if_promoted.as_ref()) else { return Ok(None) };
         if self.skip_if_initialized.is_some()
             && let Some(map) = cluster.find_configmap(&scope.config()).await?
@@ -135,6 +140,10 @@ impl PortDiscover {
         let service = match patiently(|| api.get(&self.service)).await {
             Ok(service) => Some(service),
             Err(error) if is_not_found(&error) => None,
+            Err(error) if is_forbidden(&error) => {
+                let why = cluster.explain("get", "Service", &self.service, error);
+                return Ok(Err(NoPort::Forbidden(format!("{why:#}"))));
+            }
             Err(error) => return Err(cluster.explain("get", "Service", &self.service, error)),
         };
         Ok(self.decide(cluster.namespace(), service.as_ref()))
@@ -149,6 +158,7 @@ impl PortDiscover {
             match self.find_port(cluster).await? {
                 Ok(facts) => return Ok(Ok(facts)),
                 Err(NoPort::Never(why)) => return Ok(Err(why)),
+                Err(NoPort::Forbidden(why)) => return Err(anyhow!(why)),
                 Err(NoPort::NotYet(now)) if now != why => {
                     info!("{now}; waiting");
                     why = now;
@@ -266,7 +276,7 @@ mod tests {
     #[test]
     fn port_absent_is_an_error_that_names_the_service() {
         let no_port = |flags: PortDiscover, service: Option<&Service>| match flags.decide("ns", service).unwrap_err() {
-            NoPort::NotYet(why) | NoPort::Never(why) => why,
+            NoPort::NotYet(why) | NoPort::Never(why) | NoPort::Forbidden(why) => why,
         };
         let one = service(&[("a", 36760, None)]);
         for why in [

@@ -29,6 +29,15 @@ pub struct StandbyCluster {
     pub slot: Option<String>,
 }
 
+impl StandbyCluster {
+    /// Whether it leads to one host by streaming: only that can be corrected to another one. Patroni also takes a list of hosts
+    /// (`a,b`), and an archive alone (`restore_command`).
+    #[must_use]
+    pub fn is_one_place(&self) -> bool {
+        self.host.as_deref().is_some_and(|host| !host.is_empty() && !host.contains(','))
+    }
+}
+
 /// What the dynamic configuration says, with its text for an edit that leaves all else alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClusterConfig {
@@ -40,6 +49,8 @@ pub struct ClusterConfig {
     pub sed_leftover: bool,
     /// Patroni is in maintenance mode (`pause`): it does nothing by itself.
     pub paused: bool,
+    /// A leader that loses its API server goes on leading while it reaches all members (`failsafe_mode`).
+    pub failsafe: bool,
     /// Seconds between two rounds of Patroni (`loop_wait`, 10 by default).
     pub loop_wait: u64,
     /// Seconds after which a lease that was not renewed is lost (`ttl`, 30 by default).
@@ -84,13 +95,25 @@ impl ClusterConfig {
             text: Some(text.to_owned()),
             standby_cluster: standby_cluster(&value["standby_cluster"])?,
             sed_leftover: document.get(SED_LEFTOVER).is_some(),
-            paused: value["pause"].as_bool().unwrap_or(false),
+            paused: is_true(&value["pause"]),
+            failsafe: is_true(&value["failsafe_mode"]),
             loop_wait: seconds("loop_wait", 10)?,
             ttl: seconds("ttl", 30)?,
             retry_timeout: seconds("retry_timeout", 10)?,
             initialize: None,
             timeline: None,
         })
+    }
+
+    /// Why a lease that nobody renews does not say that the leader is gone, where that is so: it leads on without one (Patroni's
+    /// documentation, "Pause/Resume mode" and "DCS Failsafe Mode").
+    #[must_use]
+    pub fn leads_without_lease(&self) -> Option<&'static str> {
+        match (self.paused, self.failsafe) {
+            (true, _) => Some("its Patroni is paused, so its leader may lead without renewing"),
+            (_, true) => Some("its Patroni has failsafe_mode, so its leader may lead without renewing"),
+            (false, false) => None,
+        }
     }
 
     /// The text without `standby_cluster`: Patroni promotes the standby leader when it reads it.
@@ -116,6 +139,16 @@ impl ClusterConfig {
             }
         }
         Ok(document.with("standby_cluster", &standby))
+    }
+}
+
+/// What Patroni takes for true (Patroni: `parse_bool`).
+fn is_true(value: &Value) -> bool {
+    match value {
+        Value::Bool(yes) => *yes,
+        Value::Number(number) => number.as_i64() == Some(1),
+        Value::String(text) => ["on", "true", "yes", "1"].contains(&text.to_lowercase().as_str()),
+        _ => false,
     }
 }
 
@@ -186,6 +219,25 @@ mod tests {
             let mut map = Snapshot::default();
             map.annotations.insert("history".into(), history.into());
             assert_eq!(ClusterConfig::read(&map).unwrap().timeline, timeline.map(Timeline), "{history}");
+        }
+    }
+
+    #[test]
+    fn leader_that_may_lead_without_its_lease_is_known() {
+        for (text, says) in [
+            (r#"{"pause": true}"#, Some("paused")),
+            (r#"{"pause": "on"}"#, Some("paused")),
+            (r#"{"failsafe_mode": 1}"#, Some("failsafe_mode")),
+            (r#"{"failsafe_mode": "True", "pause": false}"#, Some("failsafe_mode")),
+            (r#"{"failsafe_mode": "off", "pause": null}"#, None),
+            ("{}", None),
+        ] {
+            let why = read(text).unwrap().leads_without_lease();
+            assert_eq!(
+                why.map(|why| says.is_some_and(|word| why.contains(word))),
+                says.map(|_| true),
+                "{text}: {why:?}"
+            );
         }
     }
 

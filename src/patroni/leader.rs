@@ -19,12 +19,19 @@ pub fn leader_lsn(map: &Snapshot) -> Option<Lsn> {
     map.annotations.get("optime")?.parse().ok().map(Lsn)
 }
 
+/// The stamp of the last renewal, by the clock of who renewed. It stays when the lease is given up, and changes with whoever takes
+/// it (Patroni: `delete_leader`, `attempt_to_acquire_leader` in `dcs/kubernetes.py`).
+#[must_use]
+pub fn lease_stamp(map: &Snapshot) -> Option<String> {
+    map.annotations.get("renewTime").filter(|text| !text.is_empty()).cloned()
+}
+
 impl LeaderRecord {
     /// Reads the annotations; none while nobody holds the lease.
     #[must_use]
     pub fn read(map: &Snapshot) -> Option<Self> {
         let annotation = |key: &str| map.annotations.get(key).filter(|text| !text.is_empty()).cloned();
-        Some(Self { leader: annotation("leader")?, renew_time: annotation("renewTime").unwrap_or_default() })
+        Some(Self { leader: annotation("leader")?, renew_time: lease_stamp(map).unwrap_or_default() })
     }
 }
 

@@ -31,6 +31,12 @@ impl ControlFile {
     }
 
     fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
+        if bytes.is_empty() {
+            bail!(
+                "it is empty: the data directory is damaged, by a full disk or a volume that lost writes. Restore it, or delete it and copy the \
+                 database anew"
+            );
+        }
         let field =
             |at: usize| bytes.get(at..at + 4).and_then(|bytes| Some(u32::from_ne_bytes(bytes.try_into().ok()?)));
         let system_id = bytes.get(..8).and_then(|bytes| Some(u64::from_ne_bytes(bytes.try_into().ok()?)));
@@ -60,5 +66,6 @@ mod tests {
         assert!(ControlFile::parse(&bytes).is_err(), "PostgreSQL 9.4");
         assert!(ControlFile::parse(&bytes[..40]).is_err());
         assert!(ControlFile::parse(&[0; 8192]).is_err());
+        assert!(ControlFile::parse(&[]).unwrap_err().to_string().contains("is damaged"));
     }
 }

@@ -23,12 +23,19 @@ pub const TOKEN: &str = "t0ken-of-the-kubeconfig";
 
 /// A kubeconfig that leads to `server`.
 pub fn kubeconfig(server: &str) -> tempfile::NamedTempFile {
+    kubeconfig_of(&[("test", server)])
+}
+
+/// One with several contexts, each with its server.
+fn kubeconfig_of(contexts: &[(&str, &str)]) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
+    let each =
+        |make: fn(&str, &str) -> Value| contexts.iter().map(|(name, server)| make(name, server)).collect::<Value>();
     let config = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "test",
-        "clusters": [{"name": "test", "cluster": {"server": server}}],
+        "apiVersion": "v1", "kind": "Config", "current-context": contexts[0].0,
+        "clusters": each(|name, server| json!({"name": name, "cluster": {"server": server}})),
         "users": [{"name": "test", "user": {"token": TOKEN}}],
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "app"}}],
+        "contexts": each(|name, _| json!({"name": name, "context": {"cluster": name, "user": "test", "namespace": "app"}})),
     });
     fs::write(file.path(), config.to_string()).unwrap();
     file
@@ -125,9 +132,21 @@ impl Site {
 
     /// These witnesses saw the peer alive a moment ago.
     pub fn seen_by(&self, witnesses: &[String]) {
-        let mut record = self.record();
         let now = jiff::Timestamp::now();
-        record["witnesses"] = witnesses.iter().map(|url| (url.trim_end_matches('/'), json!(now))).collect();
+        self.edit_record(|record| {
+            record["witnesses"] = witnesses.iter().map(|url| (url.trim_end_matches('/'), json!(now))).collect();
+        });
+    }
+
+    /// A kubeconfig with a context more than that of the site, `test`.
+    pub fn kubeconfig_with(&self, context: &str, server: &str) -> tempfile::NamedTempFile {
+        kubeconfig_of(&[("test", &self.server.url("")), (context, server)])
+    }
+
+    /// Changes the record behind the site's back.
+    pub fn edit_record(&self, edit: impl FnOnce(&mut Value)) {
+        let mut record = self.record();
+        edit(&mut record);
         let mut state = self.state.lock().unwrap();
         state.objects.get_mut(&path("configmaps/demo-dr")).unwrap()["data"]["state.json"] = record.to_string().into();
     }

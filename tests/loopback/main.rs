@@ -20,7 +20,9 @@ of_servers!(
 mod api;
 mod api_faults;
 mod bootstrap;
+mod fence;
 mod intercom;
+mod peer_lease;
 mod promotion;
 mod protocol;
 mod stopping;

@@ -123,6 +123,31 @@ fn port_discover_of_an_api_server_that_refuses_or_fails_names_the_service_and_le
     }
 }
 
+/// The fence of an active site does without its peer: no missing port, and no missing right, may keep a pod from its start.
+#[test]
+fn port_discover_that_is_optional_forgives_what_will_never_come_and_says_so() {
+    let no_node_port = Api::with_service(36760);
+    for (api, more, said) in [
+        (Api::of_status(403), &[][..], "forbids"),
+        (Api::of_status(404), &[], "does not exist"),
+        (no_node_port, &["--node-port"], "no node port"),
+        (Api::with_service(36760), &["--port-name=psql"], "no port named psql"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let words = ["port-discover", "--service=pg-primary-gold", "--optional", "--wait=1m", "--dir"];
+        let ended = Ended::of(api.command(&words).arg(dir.path()).args(more));
+        let outcome = ended.assert_code(0).outcome();
+        assert_eq!(outcome["outcome"], "nothing-to-do", "{outcome}");
+        assert!(outcome["reason"].as_str().unwrap().contains(said), "{said}: {outcome}");
+        assert!(ended.stderr.contains("WARN") && ended.stderr.contains(said), "{}", ended.stderr);
+        assert!(files(dir.path()).is_empty() && ended.took < Duration::from_secs(5), "{:?}", ended.took);
+    }
+    let failing = Api::of_status(500);
+    let dir = tempfile::tempdir().unwrap();
+    let words = ["port-discover", "--service=pg-primary-gold", "--optional", "--dir"];
+    Ended::of(failing.command(&words).arg(dir.path())).assert_code(1);
+}
+
 #[test]
 fn port_discover_finds_the_port_and_writes_both_files() {
     let (api, dir) = (Api::with_service(36760), tempfile::tempdir().unwrap());

@@ -101,11 +101,17 @@ impl Running {
     }
 
     /// Asks it to stop; how it ended.
-    pub fn terminate(mut self) -> Ended {
+    pub fn terminate(self) -> Ended {
+        let child = self.child.as_ref().expect("it runs");
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::TERM)
+            .expect("send SIGTERM");
+        self.ended()
+    }
+
+    /// Waits for its end.
+    pub fn ended(mut self) -> Ended {
         let child = self.child.take().expect("it runs");
         let begun = Instant::now();
-        rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)
-            .expect("send SIGTERM");
         let output = child.wait_with_output().expect("wait for lifeboat");
         let mut ended = Ended::of_output(&output, begun);
         self.seen.extend(self.log.iter());

@@ -1,41 +1,44 @@
 //! Before Patroni starts: its whole configuration, with `standby_cluster` where this site must be born as a standby.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path};
 
 use anyhow::{Context, anyhow, bail};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::{Follow, Role, running::ROUNDS};
+use super::Follow;
 use crate::{
-    alerts::Alert,
-    cli::{Session, misconfigured},
-    commands::pg_probe::probe_server,
+    cli::{Session, failure, misconfigured},
     intercom::Intercom,
-    kubernetes::{Cluster, Conflict},
-    outcome::{Conclusion, Refused, Report},
+    kubernetes::Cluster,
+    outcome::{Refused, Report},
     patroni::ClusterConfig,
-    postgres::{ControlFile, Server, Timeline},
-    probe::{ProbeFacts, Verdict},
+    postgres::ControlFile,
+    probe::ProbeFacts,
     site::Phase,
 };
 
 /// What decides how a cluster is born.
 #[derive(Debug, Clone, Default)]
-struct Facts {
+pub(super) struct Facts {
     /// Patroni's records of a cluster that exists already.
-    config: ClusterConfig,
-    phase: Option<Phase>,
+    pub config: ClusterConfig,
+    /// Where the site stands by its record, apart from a hold.
+    pub phase: Option<Phase>,
+    /// The record says that this site must not lead.
+    pub held: bool,
     /// What the data directory holds.
-    data: Option<ControlFile>,
+    pub data: Option<ControlFile>,
     /// What is met at the peer right now, where it could be asked.
-    peer: Option<ProbeFacts>,
+    pub peer: Option<ProbeFacts>,
+    /// A member of this site leads already, and renewed its lease while the peer was asked: this one would only follow it.
+    pub led: bool,
 }
 
 /// How.
 #[derive(Debug, PartialEq, Eq)]
-enum Birth {
+pub(super) enum Birth {
     /// The template as it is, and why.
     AsItIs(String),
     /// As the standby of its peer.
@@ -44,12 +47,10 @@ enum Birth {
     Refused(String),
     /// Not at all: the peer leads with what was our data.
     Held(String),
+    /// Not now: the peer lives, and may lead with what was our data.
+    Unsure(String),
 }
 
-/// The name of the alert about an old primary that is kept from leading.
-const HELD: &str = "OldPrimaryHeld";
-/// Time that the peer has to answer before Patroni starts without its word.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Patroni's own copy of its dynamic configuration, in the data directory.
 const DYNAMIC: &str = "patroni.dynamic.json";
 
@@ -58,18 +59,19 @@ impl Follow {
         let cluster = session.cluster().await?;
         let facts = self.observe_birth(cluster).await?;
         let birth = self.decide_birth(&facts);
-        let held = matches!(birth, Birth::Held(_));
-        if !session.dry_run && held != (facts.phase == Some(Phase::Held)) {
-            self.record_hold(cluster, held).await?;
+        if let Birth::Held(why) = birth {
+            return Ok(self.report_hold(session, cluster, &facts, why).await);
+        }
+        if let Birth::Unsure(why) = birth {
+            let mut report = failure("follow", anyhow!(why));
+            session.tell("follow", &mut report, &self.scope, self.alert_repeat).await;
+            return Ok(report);
+        }
+        if !session.dry_run && facts.held {
+            self.record_hold(cluster, false).await?;
         }
         let (standby_cluster, reason) = match birth {
-            Birth::Refused(why) => return Err(anyhow!(why).context(Refused)),
-            Birth::Held(why) => {
-                let mut report = Report::new(Conclusion::Refused, why);
-                report.alerts.push(Alert::warning(HELD, report.reason.clone()));
-                session.tell("follow", &mut report, &self.scope, self.alert_repeat).await;
-                return Ok(report);
-            }
+            Birth::Refused(why) | Birth::Held(why) | Birth::Unsure(why) => return Err(anyhow!(why).context(Refused)),
             Birth::AsItIs(why) => (None, why),
             Birth::Standby => {
                 let (host, port) = self.peer()?;
@@ -93,46 +95,12 @@ impl Follow {
             Some(map) => ClusterConfig::read(&map)?,
             None => ClusterConfig::default(),
         };
-        let phase = cluster.find_site_record(&self.scope).await?.map(|(record, _)| record.phase);
+        let record = cluster.find_site_record(&self.scope).await?.map(|(record, _)| record);
+        let held = record.as_ref().is_some_and(|record| record.phase == Phase::Held);
+        let phase = record.map(|record| record.standing());
         let data = self.data_dir.as_deref().map(ControlFile::find).transpose()?.flatten();
-        let peer = if self.fence { self.probe_peer().await } else { None };
-        Ok(Facts { config, phase, data, peer })
-    }
-
-    /// Looks at the peer right now: a pod that is held starts this step again and again, and the peer may change in between. A peer that can't
-    /// be asked is no reason not to start.
-    async fn probe_peer(&self) -> Option<ProbeFacts> {
-        let look = async {
-            let (host, port) = self.peer()?;
-            let password = self.credentials.password(&host, port)?;
-            let (credentials, tls) = (self.credentials.clone(), self.tls.clone());
-            let server = Server { host, port, credentials, password, tls };
-            anyhow::Ok(probe_server(&server, 1, Duration::ZERO, PROBE_TIMEOUT).await)
-        };
-        look.await.map_err(|error| info!("the peer is not asked: {error:#}")).ok()
-    }
-
-    /// The record says that this site must not lead, or no longer so.
-    async fn record_hold(&self, cluster: &Cluster, held: bool) -> anyhow::Result<()> {
-        for _ in 0..ROUNDS {
-            let (mut record, map) = cluster.site_record(&self.scope, &self.site).await?;
-            // Somebody promoted meanwhile: that is not ours to overwrite.
-            if matches!(record.phase, Phase::Promoted | Phase::Promoting) || held == (record.phase == Phase::Held) {
-                return Ok(());
-            }
-            let event = if held {
-                "held: the peer leads with what was our data"
-            } else {
-                "no longer held: the peer does not lead"
-            };
-            record.note(Timestamp::now(), event);
-            record.phase = if held { Phase::Held } else { Phase::Watching };
-            match cluster.write_site_record(&self.scope, &record, map.as_ref(), &[]).await {
-                Err(error) if error.downcast_ref::<Conflict>().is_some() => {}
-                result => return result.map(drop),
-            }
-        }
-        bail!("ConfigMap {} kept changing under {ROUNDS} attempts", self.scope.state())
+        let facts = Facts { config, phase, held, data, peer: None, led: false };
+        Ok(if self.fence && (held || facts.may_lead_twice()) { self.ask_peer(cluster, facts).await } else { facts })
     }
 
     /// Without records of the cluster Patroni would take the configuration that an earlier one left in the data directory, with a peer of
@@ -150,55 +118,13 @@ impl Follow {
         }
     }
 
-    /// Why this site must not start as it is: its peer leads with the same database. A site that was promoted never gives way here. One that was
-    /// held stays so until the peer is met and does not lead, or a person releases it.
-    fn peer_leads(&self, facts: &Facts) -> Option<String> {
-        // A promoted site holds the accepted writes: a number that the other branch reached by itself must not end it.
-        if matches!(facts.phase, Some(Phase::Promoted | Phase::Promoting)) {
-            return None;
-        }
-        let met =
-            facts.peer.as_ref().filter(|probe| probe.verdict == Verdict::Healthy && probe.peer.in_recovery.is_some());
-        let Some(peer) = met else {
-            let was_held = self.fence && facts.phase == Some(Phase::Held);
-            return was_held.then(|| {
-                format!(
-                    "site {} was held, as its peer led with this database, and the peer can't be asked now: it may lead still. To lead here all the \
-                     same, end the other site, then `lifeboat release`",
-                    self.site
-                )
-            });
-        };
-        let ours = facts.config.initialize.or(facts.data.map(|data| data.system_id));
-        if facts.phase == Some(Phase::Held) && ours.is_none() && self.role == Role::Active {
-            return Some(format!(
-                "site {} was held as an old primary, and its data is gone: it would be born as a new primary. Make it the standby of its peer \
-                 (runbook, \"The way back\"), or end the other site and `lifeboat release`",
-                self.site
-            ));
-        }
-        if facts.config.standby_cluster.is_some() || ours.is_none() || peer.peer.system_id != ours {
-            return None;
-        }
-        let theirs = peer.peer.timeline.filter(|_| peer.peer.in_recovery == Some(false))?;
-        let timeline = facts.config.timeline.max(facts.data.map(|data| data.timeline)).unwrap_or(Timeline(1));
-        let newer = theirs >= timeline;
-        newer.then(|| {
-            format!(
-                "{} leads with this database on timeline {theirs} (ours is {timeline}): site {} would be a second primary, and does not start. \
-                 Nothing is changed. To follow the new primary, make this site its standby: runbook, \"The way back\". To lead again here, end \
-                 the other site first",
-                peer.host, self.site
-            )
-        })
-    }
-
-    fn decide_birth(&self, facts: &Facts) -> Birth {
-        if let Some(why) = self.peer_leads(facts) {
+    pub(super) fn decide_birth(&self, facts: &Facts) -> Birth {
+        if let Some(birth) = self.give_way(facts) {
+            // A site that would be born as a standby is no second primary.
             return if self.is_standby(facts.phase, &facts.config) && facts.config.initialize.is_none() {
                 self.decide_standby(facts)
             } else {
-                Birth::Held(why)
+                birth
             };
         }
         if let Some(id) = facts.config.initialize {
@@ -216,6 +142,9 @@ impl Follow {
     }
 
     fn decide_standby(&self, facts: &Facts) -> Birth {
+        // Also for a complete copy whose pod was made anew before Patroni had written `initialize`, though Patroni would take it: of a copy that was
+        // never started the control file says "in production", and there Patroni makes crash recovery without `standby.signal` (ha.py,
+        // `recover` and `_handle_crash_recovery`), which leaves a fork of the peer.
         if facts.data.is_some() {
             let dir = self.data_dir.as_deref().unwrap_or(Path::new("PGDATA")).display();
             return Birth::Refused(format!(
@@ -274,14 +203,14 @@ impl Follow {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{
-        postgres::{Credentials, SystemId, TlsOptions},
-        probe::PeerFacts,
+        commands::follow::Role,
+        postgres::{Credentials, SystemId, Timeline, TlsOptions},
     };
 
-    fn follow(role: Role) -> Follow {
+    pub fn follow(role: Role) -> Follow {
         Follow {
             scope: "pg".parse().unwrap(),
             site: "golddr".into(),
@@ -324,42 +253,6 @@ mod tests {
         assert_eq!(decide(Role::Standby, &decided), Birth::Standby, "a promotion that is only decided made no primary");
         let following = Facts { phase: Some(Phase::Following), ..none };
         assert_eq!(decide(Role::Active, &following), Birth::Standby);
-    }
-
-    #[test]
-    fn old_primary_whose_peer_leads_does_not_start() {
-        let peer = |system_id, timeline, in_recovery| {
-            let (system_id, timeline) = (Some(SystemId(system_id)), Some(Timeline(timeline)));
-            let peer = PeerFacts { system_id, timeline, in_recovery: Some(in_recovery), lsn: None };
-            Some(ProbeFacts { peer, ..ProbeFacts::of_verdict(Verdict::Healthy) })
-        };
-        let config =
-            ClusterConfig { initialize: Some(SystemId(7)), timeline: Some(Timeline(2)), ..ClusterConfig::default() };
-        let gold = |peer| Facts { config: config.clone(), peer, ..Facts::default() };
-        let held = |facts: &Facts| matches!(follow(Role::Active).decide_birth(facts), Birth::Held(_));
-        assert!(held(&gold(peer(7, 3, false))), "the peer was promoted");
-        assert!(held(&gold(peer(7, 2, false))), "the peer was promoted while we switched too");
-        assert!(!held(&gold(peer(7, 1, false))), "the peer is the older one");
-        assert!(!held(&gold(peer(7, 3, true))) && !held(&gold(peer(8, 3, false))) && !held(&gold(None)));
-        let gone = peer(7, 3, false).map(|probe| ProbeFacts { verdict: Verdict::Unreachable, ..probe });
-        assert!(!held(&gold(gone.clone())));
-        // What was held stays so until the peer is met and does not lead.
-        let was_held = |peer| Facts { phase: Some(Phase::Held), ..gold(peer) };
-        assert!(held(&was_held(gone)) && held(&was_held(None)) && !held(&was_held(peer(7, 3, true))));
-        let promoted = |peer| Facts { phase: Some(Phase::Promoted), ..gold(peer) };
-        assert!(
-            !held(&promoted(peer(7, 2, false))) && !held(&promoted(peer(7, 3, false))),
-            "it holds the accepted writes"
-        );
-        let emptied = Facts { phase: Some(Phase::Held), peer: peer(7, 3, false), ..Facts::default() };
-        assert!(held(&emptied), "no new primary beside the peer");
-        // Installed anew over kept volumes: Patroni's records are gone, the data directory tells who we were.
-        let data = Some(ControlFile { system_id: SystemId(7), timeline: Timeline(2) });
-        let kept = |peer| Facts { data, peer, ..Facts::default() };
-        assert!(held(&kept(peer(7, 3, false))) && !held(&kept(peer(7, 3, true))));
-        let standby = follow(Role::Standby);
-        assert_eq!(standby.decide_birth(&Facts { peer: peer(7, 3, false), ..Facts::default() }), Birth::Standby);
-        assert!(matches!(standby.decide_birth(&kept(peer(7, 3, false))), Birth::Refused(_)));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tracing::info;
 
 use super::{
     Follow,
-    running::{Mending, ROUNDS, ROUNDS_UNTIL_TOLD, done, mend},
+    running::{Mending, ROUNDS, ROUNDS_UNTIL_TOLD, done, leaves, mend, until_told},
 };
 use crate::{
     cli::{Session, failure},
@@ -66,7 +66,7 @@ impl Follow {
                 result => result?,
             };
             info!("changed {}", mending.changes.join(", "));
-            let deadline = Instant::now() + self.wait;
+            let deadline = Instant::now() + self.wait.max(until_told(config.loop_wait));
             self.wait_for_rounds(cluster, ROUNDS_UNTIL_TOLD, deadline)
                 .await
                 .with_context(|| format!("changed {}", mending.changes.join(", ")))?;
@@ -90,6 +90,9 @@ fn decide(
     };
     if matches!(phase, Some(Phase::Promoting | Phase::Promoted)) {
         return nothing("this site is about to lead");
+    }
+    if !now.is_one_place() {
+        return Ok(Drift::Nothing(leaves(now)));
     }
     let (Verdict::Healthy, Some(port)) = (probe.verdict, probe.port) else {
         return Ok(Drift::Nothing(format!("the peer was not met: {}", probe.reason)));
@@ -149,6 +152,20 @@ mod tests {
         assert!(matches!(decide(&recovers), Drift::Nothing(_)));
         for verdict in [Verdict::Unreachable, Verdict::Starting, Verdict::Rejected, Verdict::Unknown] {
             assert!(matches!(decide(&ProbeFacts { verdict, ..probe(2, 7) }), Drift::Nothing(_)), "{verdict}");
+        }
+    }
+
+    #[test]
+    fn standby_of_several_hosts_or_of_an_archive_is_never_rewritten() {
+        for text in [
+            r#"{"standby_cluster": {"host": "gold,silver", "port": 1}}"#,
+            r#"{"standby_cluster": {"host": "gold,silver", "port": "1,1"}}"#,
+            r#"{"standby_cluster": {"restore_command": "cp /a/%f %p"}}"#,
+            r#"{"standby_cluster": {"restore_command": "cp /a/%f %p", "port": 1}}"#,
+        ] {
+            let drift = decide(&config(text), Some(Phase::Watching), &probe(2, 7), None).unwrap();
+            let Drift::Nothing(why) = drift else { panic!("{text}: {drift:?}") };
+            assert!(why.contains("is left as it is"), "{text}: {why}");
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod birth;
 mod drift;
+mod fence;
 mod running;
 
 use std::{path::PathBuf, time::Duration};

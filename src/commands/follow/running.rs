@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use serde_json::{Map, Value};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Follow;
 use crate::{
@@ -55,6 +55,10 @@ impl Follow {
                 .context(Refused));
             }
             let peer = match &config.standby_cluster {
+                Some(now) if standby && !now.is_one_place() => {
+                    warn!("{}", leaves(now));
+                    None
+                }
                 Some(_) if standby => {
                     let (host, port) = self.peer()?;
                     Some(StandbyCluster { host: Some(host), port: Some(port), slot: self.slot.clone() })
@@ -208,6 +212,17 @@ fn not_born_yet(scope: &str, waited: Duration) -> Report {
     ))
 }
 
+/// What is said of a standby that does not stream from one host.
+pub(super) fn leaves(now: &StandbyCluster) -> String {
+    let from = now.host.as_deref().map_or_else(|| "an archive".to_owned(), |hosts| format!("several hosts ({hosts})"));
+    format!("standby_cluster follows {from}, not one peer: it is left as it is")
+}
+
+/// Time for Patroni to come round so often that it tells of a change, and a little.
+pub(super) fn until_told(loop_wait: u64) -> Duration {
+    Duration::from_secs(u64::from(ROUNDS_UNTIL_TOLD) * loop_wait + 5)
+}
+
 pub(super) fn done(phase: Option<Phase>, state: &str, changes: &[String]) -> Report {
     let conclusion = if changes.is_empty() { Conclusion::NothingToDo } else { Conclusion::Done };
     let reason = if changes.is_empty() { state.to_owned() } else { format!("{state}; changed {}", changes.join(", ")) };
@@ -300,6 +315,12 @@ mod tests {
         assert_eq!(mend(&config, Some(&peer("a", 1, Some("s"))), &Map::new()).unwrap().changes, Vec::<String>::new());
         let slot = mend(&config, Some(&peer("a", 1, Some("t"))), &Map::new()).unwrap();
         assert!(slot.text.contains(r#""primary_slot_name": "t""#), "{}", slot.text);
+    }
+
+    #[test]
+    fn wait_for_a_change_fits_patronis_pace() {
+        assert_eq!(until_told(10), Duration::from_secs(35));
+        assert_eq!(until_told(30), Duration::from_secs(95));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::{
     kubernetes::{Cluster, Snapshot, patiently},
-    patroni::{ClusterConfig, LeaderRecord, LeaseWatch, Member, MemberRole, Scope, leader_lsn},
+    patroni::{ClusterConfig, LeaderRecord, LeaseWatch, Member, MemberRole, Scope, leader_lsn, lease_stamp},
     probe::{self, Attempt, PeerFacts, ProbeFacts, Verdict, conclude},
 };
 
@@ -37,8 +37,20 @@ pub struct Look<'a> {
     pub third_place: bool,
 }
 
-/// A lease that was watched until it ran out; nobody's lease too.
-struct RanOut(Option<LeaderRecord>);
+/// A lease at one moment: who holds it, if anybody, and its stamp.
+#[derive(Debug, PartialEq, Eq)]
+struct Sight {
+    leader: Option<String>,
+    stamp: Option<String>,
+}
+
+/// A lease that was renewed.
+struct Met {
+    verdict: Verdict,
+    peer: PeerFacts,
+    /// Why the lease will say nothing when it is renewed no more.
+    leads_without: Option<&'static str>,
+}
 
 /// What one look at the leader's ConfigMap met.
 struct Failed {
@@ -49,12 +61,12 @@ struct Failed {
 impl Look<'_> {
     /// Watches until the lease is renewed, or has not been for its time to live.
     pub async fn probe(&self, cluster: &Cluster) -> ProbeFacts {
-        let (mut tries, mut peer, mut ran_out) = (Vec::new(), PeerFacts::default(), None);
+        let (mut tries, mut peer, mut ran_out, mut blind) = (Vec::new(), PeerFacts::default(), None, None);
         loop {
             let (verdict, error) = match self.watch(cluster, &mut ran_out).await {
-                Ok(facts) => {
-                    peer = facts.1;
-                    (facts.0, None)
+                Ok(met) => {
+                    (peer, blind) = (met.peer, met.leads_without);
+                    (met.verdict, None)
                 }
                 Err(Failed { verdict, error }) => (verdict, Some(error)),
             };
@@ -69,9 +81,15 @@ impl Look<'_> {
         }
         let verdict = conclude(&tries);
         let why = tries.iter().rev().find_map(|attempt| attempt.error.as_deref());
-        let reason = match why {
-            Some(why) => format!("scope {} of {} is {verdict}: {why}", self.scope.0, self.place),
-            None => format!("scope {} of {} is {verdict}: its leader renews its lease", self.scope.0, self.place),
+        let reason = match (why, blind) {
+            (Some(why), _) => format!("scope {} of {} is {verdict}: {why}", self.scope.0, self.place),
+            (None, Some(blind)) => format!(
+                "scope {} of {} is {verdict}: its leader renews its lease; but {blind}: silence would be no sign of its loss",
+                self.scope.0, self.place
+            ),
+            (None, None) => {
+                format!("scope {} of {} is {verdict}: its leader renews its lease", self.scope.0, self.place)
+            }
         };
         info!("{reason}");
         ProbeFacts {
@@ -87,28 +105,49 @@ impl Look<'_> {
         }
     }
 
-    /// One attempt: watches until the lease is renewed or has run out. `ran_out` is a lease that an earlier attempt watched run out: as long as it is
-    /// the same, one look is enough.
-    async fn watch(&self, cluster: &Cluster, ran_out: &mut Option<RanOut>) -> Result<(Verdict, PeerFacts), Failed> {
+    /// One attempt: watches until the lease is renewed or has run out, which it has when it stayed as it is for its time to live. `ran_out` is
+    /// a lease that an earlier attempt watched run out: as long as it is the same, one look is enough.
+    async fn watch(&self, cluster: &Cluster, ran_out: &mut Option<Sight>) -> Result<Met, Failed> {
         let wrong = |error: anyhow::Error| Failed { verdict: Verdict::Misconfigured, error: format!("{error:#}") };
+        let unknown = |error: String| Failed { verdict: Verdict::Unknown, error };
         let config = ClusterConfig::read(&self.read(cluster, &self.scope.config()).await?).map_err(wrong)?;
-        let ttl = Duration::from_secs(config.ttl);
+        let (ttl, leads_without) = (Duration::from_secs(config.ttl), config.leads_without_lease());
         let (mut lease, begun) = (LeaseWatch::default(), Instant::now());
+        let mut last: Option<(Sight, Instant)> = None;
         loop {
             let map = self.read(cluster, &self.scope.leader()).await?;
-            let record = LeaderRecord::read(&map);
-            lease.see(record.as_ref(), Instant::now());
-            if let Some(record) = record.as_ref().filter(|r| lease.renewed_within(&r.leader, ttl, Instant::now())) {
-                return Ok(self.meet(cluster, &config, &map, &record.leader).await);
+            let (record, now) = (LeaderRecord::read(&map), Instant::now());
+            lease.see(record.as_ref(), now);
+            if let Some(record) = record.as_ref().filter(|r| lease.renewed_within(&r.leader, ttl, now)) {
+                let (verdict, peer) = self.meet(cluster, &config, &map, &record.leader).await;
+                return Ok(Met { verdict, peer, leads_without });
             }
-            if begun.elapsed() >= ttl || ran_out.as_ref().is_some_and(|seen| seen.0 == record) {
-                let error = match &record {
-                    Some(record) => format!("{} has not renewed its lease for {} s", record.leader, ttl.as_secs()),
-                    None => format!("nobody has held the lease for {} s", ttl.as_secs()),
+            let sight = Sight { leader: record.map(|record| record.leader), stamp: lease_stamp(&map) };
+            // One that changed hands has yet to be renewed by its new holder: it runs out from then on.
+            let (sight, since) = last.take().filter(|(before, _)| *before == sight).unwrap_or((sight, now));
+            let watched = since.elapsed();
+            if watched >= ttl || ran_out.as_ref() == Some(&sight) {
+                let what = match &sight {
+                    Sight { leader: Some(leader), stamp: None } => {
+                        return Err(unknown(format!("the lease of {leader} has no renewTime")));
+                    }
+                    Sight { leader: Some(leader), .. } => format!("{leader} has not renewed its lease"),
+                    Sight { leader: None, .. } => "nobody has held the lease".to_owned(),
                 };
-                *ran_out = Some(RanOut(record));
-                return Err(Failed { verdict: Verdict::Unreachable, error });
+                let error = format!("{what} for {} s", ttl.as_secs());
+                *ran_out = Some(sight);
+                return Err(match leads_without {
+                    Some(why) => unknown(format!("{error}, but {why}")),
+                    None => Failed { verdict: Verdict::Unreachable, error },
+                });
             }
+            if begun.elapsed() >= ttl * 3 {
+                return Err(unknown(format!(
+                    "the lease changes hands and nobody renews it, for {} s",
+                    3 * ttl.as_secs()
+                )));
+            }
+            last = Some((sight, since));
             tokio::time::sleep(POLL).await;
         }
     }

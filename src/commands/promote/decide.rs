@@ -404,15 +404,19 @@ fn remember_lease(facts: &Facts, record: &mut SiteRecord) {
 fn blind_third_party(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Option<String> {
     let old = |seen: Option<Timestamp>| seen.is_none_or(|seen| facts.now.duration_since(seen) > policy.memory());
     let witness = facts.guard.witnesses.iter().find(|witness| old(record.witnesses.get(&witness.url).copied()));
-    let path = facts.guard.second_path.as_ref().filter(|_| old(record.peer_lease.as_ref().map(|lease| lease.since)));
+    let since = record.peer_lease.as_ref().map(|lease| lease.since);
+    let path = facts.guard.second_path.as_ref().filter(|path| old(since) || path.leads_without.is_some());
     let (who, says) = match (witness, path) {
         (Some(WitnessFacts { url, said: Ok(verdict) }), _) => (format!("witness {url}"), verdict.to_string()),
         (Some(WitnessFacts { url, said: Err(why) }), _) => (format!("witness {url}"), format!("no answer: {why}")),
         (None, Some(SecondPath { context, lease: Err(why), .. })) => (format!("context {context}"), why.clone()),
+        (None, Some(SecondPath { context, leads_without: Some(why), .. })) => {
+            (format!("context {context}"), (*why).to_owned())
+        }
         (None, Some(SecondPath { context, .. })) => (format!("context {context}"), "no leader renews its lease".into()),
         (None, None) => return None,
     };
-    Some(format!("the peer is alive, but {who} does not see it ({says}): promotion would be refused"))
+    Some(format!("the peer is alive, but {who} could not tell its loss ({says}): promotion would be refused"))
 }
 
 /// The peer's facts beside our own position, if the probe learned them from a peer that leads.
@@ -426,6 +430,7 @@ fn last_good(facts: &Facts, probe: &ProbeFacts) -> Option<LastGood> {
         timeline: probe.peer.timeline?,
         peer_lsn: probe.peer.lsn?,
         local_lsn: facts.guard.local.as_ref().ok().and_then(|local| local.lsn),
+        path: probe.path,
     })
 }
 

@@ -156,6 +156,34 @@ pub struct SecondPath {
     pub lease: Result<PeerLease, String>,
     /// The lease's time to live: a leader renews it more often than that.
     pub ttl: Duration,
+    /// How long this run has watched it as it is, by a clock that nobody sets.
+    pub watched: Duration,
+    /// How long this run must watch it at least: a living leader comes round in that time. A step of the clock may make what earlier
+    /// runs saw look older than it is.
+    pub round: Duration,
+    /// Why a lease that nobody renews says nothing there, where that is so.
+    pub leads_without: Option<&'static str>,
+}
+
+impl SecondPath {
+    /// How long nobody has renewed the lease, as far as is known. Without a stamp a renewal can't be seen: of a lease that somebody
+    /// holds that is nothing, of one that nobody holds what this run watched, as somebody may have held it between two runs.
+    #[must_use]
+    pub fn unrenewed(&self, now: Timestamp) -> Duration {
+        match &self.lease {
+            Ok(PeerLease { renew_time: Some(_), since, .. }) => {
+                Duration::try_from(now.duration_since(*since)).unwrap_or_default().max(self.watched)
+            }
+            Ok(PeerLease { leader: None, .. }) => self.watched,
+            Err(_) | Ok(PeerLease { leader: Some(_), .. }) => Duration::ZERO,
+        }
+    }
+
+    /// Whether the lease says that nobody leads there.
+    #[must_use]
+    pub fn is_dead(&self, now: Timestamp) -> bool {
+        self.leads_without.is_none() && self.unrenewed(now) >= self.ttl && self.watched >= self.round
+    }
 }
 
 /// Everything that the guards ask for.
@@ -301,7 +329,13 @@ fn lag(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Evidence {
     let current = right_before(good.time, facts, record, policy);
     match good.lag() {
         Some(lag) => {
-            let found = format!("{} at {:.0}", Size(lag), good.time);
+            let by_patroni = match good.path {
+                probe::Path::Api => {
+                    ", by Patroni's word, which may be as old as its loop_wait: what was written since is not in it"
+                }
+                probe::Path::Postgresql => "",
+            };
+            let found = format!("{} at {:.0}{by_patroni}", Size(lag), good.time);
             evidence(Guard::Lag, current && lag <= policy.max_lag.0, found, required)
         }
         None => evidence(Guard::Lag, false, "unknown: our own position was not known at the last good probe", required),
@@ -350,21 +384,25 @@ fn witness(witness: &WitnessFacts, facts: &Facts, record: &SiteRecord, policy: &
 
 /// Neither clock is compared with the other: the lease is dead when it was not renewed for its time to live while we watched.
 fn second_path(path: &SecondPath, now: Timestamp) -> Evidence {
-    let required =
-        format!("the peer's API server answers, and its leader's lease is not renewed for {}", human(path.ttl));
+    let required = format!(
+        "the peer's API server answers, and its leader's lease, without which it can't lead, is not renewed for {}, watched for {} of this run",
+        human(path.ttl),
+        human(path.round)
+    );
     let context = &path.context;
-    let (passed, found) = match &path.lease {
-        Err(why) => (false, format!("context {context}: no answer: {why}")),
-        Ok(lease) => {
-            let watched = Duration::try_from(now.duration_since(lease.since)).unwrap_or_default();
-            let what = lease.leader.as_deref().map_or_else(
-                || "nobody holds the lease".to_owned(),
-                |leader| format!("{leader} has not renewed its lease"),
-            );
-            (watched >= path.ttl, format!("context {context}: {what} for {}", human(watched)))
+    let for_how_long = format!("for {} (watched for {})", human(path.unrenewed(now)), human(path.watched));
+    let found = match (&path.lease, path.leads_without) {
+        (Err(why), _) => format!("no answer: {why}"),
+        (Ok(_), Some(why)) => why.to_owned(),
+        (Ok(PeerLease { leader: None, .. }), None) => format!("nobody holds the lease {for_how_long}"),
+        (Ok(PeerLease { leader: Some(leader), renew_time: None, .. }), None) => {
+            format!("unknown: the lease of {leader} has no renewTime")
+        }
+        (Ok(PeerLease { leader: Some(leader), .. }), None) => {
+            format!("{leader} has not renewed its lease {for_how_long}")
         }
     };
-    evidence(Guard::SecondPath, passed, found, required)
+    evidence(Guard::SecondPath, path.is_dead(now), format!("context {context}: {found}"), required)
 }
 
 /// Two sites alone can't tell a dead peer from a cut link.

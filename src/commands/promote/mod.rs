@@ -32,7 +32,7 @@ use crate::{
 };
 use decide::{Confirm, Decision, Mode, Plan, Policy, decide};
 use guards::Guard;
-use observe::Observed;
+use observe::{Observed, Seen};
 use verify::Verified;
 
 /// A conflict means that somebody else wrote: look again, this many times.
@@ -150,7 +150,7 @@ impl Promote {
     /// Observes, decides, acts, verifies, and tells people.
     pub async fn run(self, session: &Session) -> anyhow::Result<Report> {
         let policy = self.policy()?;
-        let result = self.decide_and_act(session, session.cluster().await?, &policy).await;
+        let result = Box::pin(self.decide_and_act(session, session.cluster().await?, &policy)).await;
         let mut report = result.unwrap_or_else(|error| failure("promote", error));
         session.tell("promote", &mut report, &self.scope, self.alert_repeat).await;
         Ok(report)
@@ -158,10 +158,10 @@ impl Promote {
 
     /// From the start again where somebody else wrote in between.
     async fn decide_and_act(&self, session: &Session, cluster: &Cluster, policy: &Policy) -> anyhow::Result<Report> {
-        let mut lease = None;
+        let mut seen = Seen::default();
         for round in 1..=ROUNDS {
-            let observed = self.observe(session, cluster, policy, lease).await?;
-            lease = Some(observed.facts.guard.lease);
+            let observed = self.observe(session, cluster, policy, seen).await?;
+            seen = observed.seen.clone();
             let decision = decide(&observed.facts, policy);
             info!(plan = ?decision.plan, "{}", decision.reason);
             if session.dry_run {
@@ -179,17 +179,18 @@ impl Promote {
     }
 
     fn policy(&self) -> anyhow::Result<Policy> {
-        // A probe through the peer's own API server is a second path by itself.
+        // A probe through the peer's own API server is a second path by itself. Where there is no probe, that is what must be said: the decision
+        // refuses without one.
         let by_api = || {
             let probe = Intercom::new(&self.dir).read_probe(Timestamp::now(), self.facts_max_age);
-            probe.is_ok_and(|probe| probe.path == probe::Path::Api)
+            probe.map_or(true, |probe| probe.path == probe::Path::Api)
         };
         let third_party =
             !self.witness.is_empty() || self.peer_context.is_some() || self.accept_split_brain || by_api();
         if self.mode == Mode::Auto && !self.confirm && !third_party {
             return misconfigured(Err(anyhow!(
-                "mode auto needs --witness or --peer-context: two sites alone can't tell a dead peer from a cut link \
-                 (or --accept-split-brain, in so many words)"
+                "mode auto needs --witness, --peer-context, or a probe through the peer's API server (pg-probe --scope): two sites alone can't \
+                 tell a dead peer from a cut link (or --accept-split-brain, in so many words)"
             )));
         }
         for url in &self.witness {
@@ -247,7 +248,7 @@ impl Promote {
         if let Some(warning) = shorter_than_failover(policy, &before.facts.config) {
             warn!("{warning}");
         }
-        let again = self.observe(session, cluster, policy, Some(before.facts.guard.lease)).await?;
+        let again = self.observe(session, cluster, policy, before.seen.clone()).await?;
         let decision = decide(&again.facts, policy);
         kill_point("rechecked");
         match decision.plan {
@@ -408,7 +409,39 @@ fn report(decision: &Decision, observed: &Observed) -> Report {
 
 #[cfg(test)]
 mod flag_tests {
-    use super::check_witness;
+    use clap::Parser;
+
+    use super::{Promote, check_witness};
+    use crate::{
+        intercom::Intercom,
+        outcome::Misconfigured,
+        probe::{Path, ProbeFacts, Verdict},
+    };
+
+    #[derive(Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        promote: Promote,
+    }
+
+    #[test]
+    fn mode_auto_needs_a_third_party_and_without_a_probe_that_is_what_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = ["promote", "--scope=pg", "--mode=auto", "--dir", dir.path().to_str().unwrap()];
+        let promote = CommandLine::try_parse_from(line).unwrap().promote;
+        assert!(promote.policy().is_ok(), "the decision says that there is no probe");
+        let write = |path| {
+            let probe = ProbeFacts::of_verdict(Verdict::Unreachable);
+            Intercom::new(dir.path())
+                .write_probe(&ProbeFacts { path, taken: jiff::Timestamp::now(), ..probe })
+                .unwrap();
+        };
+        write(Path::Api);
+        assert!(promote.policy().is_ok());
+        write(Path::Postgresql);
+        let error = promote.policy().unwrap_err();
+        assert!(error.downcast_ref::<Misconfigured>().is_some() && format!("{error:#}").contains("--witness"));
+    }
 
     #[test]
     fn witness_with_credentials_is_refused_and_not_shown() {

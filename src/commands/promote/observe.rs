@@ -9,14 +9,14 @@ use tracing::{debug, info, warn};
 use super::{
     Promote,
     decide::{Confirm, Facts, Policy, enough_failures, tally},
-    guards::{GuardFacts, Lease, Local, MemberFacts, Receiver, SecondPath, WitnessFacts},
+    guards::{Guard, GuardFacts, Lease, Local, MemberFacts, Receiver, SecondPath, WitnessFacts},
 };
 use crate::{
     cli::Session,
     http,
     intercom::Intercom,
     kubernetes::{Cluster, Snapshot},
-    patroni::{ClusterConfig, LeaderRecord, Member},
+    patroni::{ClusterConfig, LeaderRecord, Member, lease_stamp},
     postgres::{self, Server, Timeline, simple_row},
     probe::{ProbeFacts, Verdict},
     secret,
@@ -35,17 +35,61 @@ const WITNESS_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Observed {
     pub facts: Facts,
     pub state_map: Option<Snapshot>,
+    pub seen: Seen,
+}
+
+/// What the looks of this run saw so far of what takes time to watch: it need not be waited for twice.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// The local leader's lease.
+    lease: Lease,
+    /// The lease of the peer's leader.
+    peer: Option<PeerWatch>,
+}
+
+/// The peer's lease as this run sees it.
+#[derive(Debug, Clone)]
+struct PeerWatch {
+    lease: PeerStamp,
+    /// Since when it is so, by a clock that nobody sets.
+    since: Instant,
+    /// It changed while this run watched: somebody lives there.
+    renewed: bool,
+}
+
+/// Who holds the lease, and the stamp.
+type PeerStamp = (Option<String>, Option<String>);
+
+impl PeerWatch {
+    /// One more look. The first one says nothing of renewals: what an earlier run saw may have been long before.
+    fn see(before: Option<Self>, lease: PeerStamp, now: Instant) -> Self {
+        match before {
+            Some(before) if before.lease == lease => before,
+            before => Self { lease, since: now, renewed: before.is_some() },
+        }
+    }
+}
+
+/// How long to watch the peer's lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// One look.
+    None,
+    /// Until it says that the leader is gone. A lease that is not as the run before saw it says enough: the next run looks again.
+    UntilDead,
+    /// The same, but only a change within this run says that somebody lives: a person waits, and there may be no next run.
+    OfAPerson,
 }
 
 impl Promote {
     /// Looks at everything. What takes time (the lease, the witnesses, the second path) is asked only when the answer can matter.
-    /// `lease` is what an earlier look of this run saw: it need not be waited for twice.
+    /// `seen` is what earlier looks of this run saw.
     pub async fn observe(
         &self,
         session: &Session,
         cluster: &Cluster,
         policy: &Policy,
-        lease: Option<Lease>,
+        mut seen: Seen,
     ) -> anyhow::Result<Observed> {
         let (record, state_map) = cluster.site_record(&self.scope, &self.site).await?;
         let config = ClusterConfig::read(&cluster.configmap(&self.scope.config()).await?)?;
@@ -89,21 +133,29 @@ impl Promote {
         if asked && near {
             info!("the decision is near: watching the local lease, asking witnesses");
             let watched = async {
-                match (lease, &leader) {
-                    (Some(seen @ Lease::Renewed), _) => seen,
+                match (seen.lease, &leader) {
+                    (seen @ Lease::Renewed, _) => seen,
                     (_, Some(leader)) => self.watch_lease(session, cluster, leader, config.loop_wait).await,
                     (_, None) => Lease::Unknown,
                 }
             };
+            let set_aside = |confirm: &Confirm| confirm.overrides.contains(&Guard::SecondPath);
+            let patience = match &confirm {
+                Some(confirm) if set_aside(confirm) => Patience::None,
+                Some(_) => Patience::OfAPerson,
+                None => Patience::UntilDead,
+            };
             (guard.lease, guard.witnesses, guard.second_path) =
-                tokio::join!(watched, self.ask_witnesses(), self.ask_second_path(&record, near));
+                tokio::join!(watched, self.ask_witnesses(), self.ask_second_path(&record, &mut seen.peer, patience));
+            seen.lease = guard.lease;
         } else if asked && (alive || unreachable) {
             // While the peer lives, each must be seen to see it; from its first failure on, its lease is watched.
             let witnesses = async { if alive { self.ask_witnesses().await } else { Vec::new() } };
-            (guard.witnesses, guard.second_path) = tokio::join!(witnesses, self.ask_second_path(&record, near));
+            (guard.witnesses, guard.second_path) =
+                tokio::join!(witnesses, self.ask_second_path(&record, &mut seen.peer, Patience::None));
         }
         let facts = Facts { now: Timestamp::now(), record, confirm, probe, config, guard };
-        Ok(Observed { facts, state_map })
+        Ok(Observed { facts, state_map, seen })
     }
 
     /// Asks the local leader by SQL.
@@ -180,40 +232,67 @@ impl Promote {
         all
     }
 
-    /// Looks at the peer's lease through its own API server, once. Only where the decision is near and the lease has not been
-    /// watched for its time to live by earlier runs, watches it for the rest of that time.
-    async fn ask_second_path(&self, record: &SiteRecord, near: bool) -> Option<SecondPath> {
+    /// Looks at the peer's lease through its own API server, once. Only where the decision is near, watches it: for the time to live,
+    /// less what earlier runs have watched of it, and for a round of Patroni in any case.
+    async fn ask_second_path(
+        &self,
+        record: &SiteRecord,
+        watch: &mut Option<PeerWatch>,
+        patience: Patience,
+    ) -> Option<SecondPath> {
         let context = self.peer_context.clone()?;
-        let mut ttl = Duration::from_secs(30);
+        let options = crate::kubernetes::ClusterOptions {
+            context: Some(context.clone()),
+            namespace: self.peer_namespace.clone(),
+        };
+        let scope = self.peer_scope.as_ref().unwrap_or(&self.scope);
         let look = async {
-            let options = crate::kubernetes::ClusterOptions {
-                context: Some(context.clone()),
-                namespace: self.peer_namespace.clone(),
-            };
             let peer = Cluster::connect(&options).await?;
-            let scope = self.peer_scope.as_ref().unwrap_or(&self.scope);
-            ttl = Duration::from_secs(ClusterConfig::read(&peer.configmap(&scope.config()).await?)?.ttl);
-            let mut lease = record.peer_lease.clone();
+            let config = ClusterConfig::read(&peer.configmap(&scope.config()).await?)?;
+            let mut before = record.peer_lease.clone();
             loop {
-                let read = LeaderRecord::read(&peer.configmap(&scope.leader()).await?);
-                let now = watched(lease.as_ref(), read, Timestamp::now());
-                let watched = Duration::try_from(Timestamp::now().duration_since(now.since)).unwrap_or_default();
-                let renewed = lease.as_ref().is_some_and(|before| before.since != now.since);
-                if !near || watched >= ttl || renewed {
-                    return anyhow::Ok(now);
+                let map = peer.configmap(&scope.leader()).await?;
+                let read = (LeaderRecord::read(&map).map(|read| read.leader), lease_stamp(&map));
+                let seen = PeerWatch::see(watch.take(), read.clone(), Instant::now());
+                let (since, renewed) = (seen.since, seen.renewed);
+                *watch = Some(seen);
+                let lease = watched(before.as_ref(), read, Timestamp::now());
+                let changed = before.as_ref().is_some_and(|before| before.since != lease.since);
+                let path = SecondPath {
+                    context: context.clone(),
+                    lease: Ok(lease.clone()),
+                    ttl: Duration::from_secs(config.ttl),
+                    watched: since.elapsed(),
+                    round: Duration::from_secs(config.loop_wait + 5),
+                    leads_without: config.leads_without_lease(),
+                };
+                let enough = match patience {
+                    Patience::None => true,
+                    Patience::UntilDead => renewed || changed,
+                    Patience::OfAPerson => renewed,
+                };
+                // What has no stamp can't be seen to be renewed, however long it is watched.
+                let futile = path.leads_without.is_some() || lease.leader.is_some() && lease.renew_time.is_none();
+                if enough || futile || path.is_dead(Timestamp::now()) {
+                    return anyhow::Ok(path);
                 }
-                lease = Some(now);
+                before = Some(lease);
                 tokio::time::sleep(POLL).await;
             }
         };
-        let lease = look.await.map_err(|error| format!("{error:#}"));
-        Some(SecondPath { context, lease, ttl })
+        Some(look.await.unwrap_or_else(|error| SecondPath {
+            context: context.clone(),
+            lease: Err(format!("{error:#}")),
+            ttl: Duration::from_secs(30),
+            watched: Duration::ZERO,
+            round: Duration::from_secs(15),
+            leads_without: None,
+        }))
     }
 }
 
 /// The lease with the time since when it is as it is, by our clock: what its holder's clock says is compared with itself only.
-fn watched(before: Option<&PeerLease>, read: Option<LeaderRecord>, now: Timestamp) -> PeerLease {
-    let (leader, renew_time) = read.map(|read| (read.leader, read.renew_time)).unzip();
+fn watched(before: Option<&PeerLease>, (leader, renew_time): PeerStamp, now: Timestamp) -> PeerLease {
     match before {
         // A time in the future is of a clock that was set back since.
         Some(before) if (&before.leader, &before.renew_time) == (&leader, &renew_time) && before.since <= now => {
@@ -268,16 +347,34 @@ async fn ask_witness(url: &str) -> anyhow::Result<Verdict> {
 mod tests {
     use super::*;
 
+    fn stamp(leader: Option<&str>, renew_time: &str) -> PeerStamp {
+        (leader.map(Into::into), Some(renew_time.to_owned()).filter(|stamp| !stamp.is_empty()))
+    }
+
     #[test]
     fn lease_is_watched_from_when_it_was_first_seen_as_it_is() {
-        let read = |stamp: &str| Some(LeaderRecord { leader: "pg-gold-0".into(), renew_time: stamp.into() });
+        let read = |renew_time| stamp(Some("pg-gold-0"), renew_time);
         let at = |second| Timestamp::from_second(second).unwrap();
         let first = watched(None, read("a"), at(0));
         assert_eq!(first.since, at(0));
         assert_eq!(watched(Some(&first), read("a"), at(60)).since, at(0));
         assert_eq!(watched(Some(&first), read("b"), at(60)).since, at(60));
-        let released = watched(Some(&first), None, at(60));
+        let released = watched(Some(&first), stamp(None, "a"), at(60));
         assert_eq!((released.leader.as_deref(), released.since), (None, at(60)));
-        assert_eq!(watched(Some(&released), None, at(120)).since, at(60));
+        assert_eq!(watched(Some(&released), stamp(None, "a"), at(120)).since, at(60));
+        assert_eq!(watched(Some(&released), stamp(None, "b"), at(120)).since, at(120), "somebody held it in between");
+    }
+
+    #[test]
+    fn lease_is_renewed_when_it_changes_between_two_looks_of_one_run() {
+        let (read, start) = (|renew_time| stamp(Some("pg-gold-0"), renew_time), Instant::now());
+        let at = |second| start + Duration::from_secs(second);
+        let first = PeerWatch::see(None, read("b"), at(0));
+        assert!(!first.renewed, "whatever an earlier run saw");
+        let same = PeerWatch::see(Some(first), read("b"), at(30));
+        assert_eq!((same.renewed, same.since), (false, at(0)));
+        let renewed = PeerWatch::see(Some(same), read("c"), at(31));
+        assert!(renewed.renewed && renewed.since == at(31));
+        assert!(PeerWatch::see(Some(renewed), read("c"), at(90)).renewed, "for the whole run");
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     kubernetes::Snapshot,
     patroni::{ClusterConfig, MemberRole},
     postgres::{Lsn, SystemId, Timeline},
-    probe::{Attempt, PeerFacts, ProbeFacts, Verdict, conclude},
+    probe::{Attempt, Path, PeerFacts, ProbeFacts, Verdict, conclude},
     site::{LastGood, PeerLease, Phase, Promotion, SiteRecord},
 };
 
@@ -59,7 +59,14 @@ fn config(standby: bool) -> ClusterConfig {
 }
 
 fn good() -> LastGood {
-    LastGood { time: at(-60), system_id: ID, timeline: Timeline(1), peer_lsn: Lsn(5000), local_lsn: Some(Lsn(4000)) }
+    LastGood {
+        time: at(-60),
+        system_id: ID,
+        timeline: Timeline(1),
+        peer_lsn: Lsn(5000),
+        local_lsn: Some(Lsn(4000)),
+        path: Path::Postgresql,
+    }
 }
 
 /// A peer that is gone: three failures in the run before, three in this one, and every guard passes.
@@ -99,12 +106,11 @@ fn gone() -> Facts {
 
 /// The peer's lease as it has been since then.
 fn second_path(leader: Option<&str>, since: Timestamp) -> SecondPath {
-    let lease = PeerLease {
-        leader: leader.map(Into::into),
-        renew_time: leader.map(|_| "2026-01-01T00:00:00+00:00".into()),
-        since,
-    };
-    SecondPath { context: "gold".into(), lease: Ok(lease), ttl: Duration::from_secs(30) }
+    let lease =
+        PeerLease { leader: leader.map(Into::into), renew_time: Some("2026-01-01T00:00:00+00:00".into()), since };
+    let round = Duration::from_secs(15);
+    let ttl = Duration::from_secs(30);
+    SecondPath { context: "gold".into(), lease: Ok(lease), ttl, watched: round, round, leads_without: None }
 }
 
 fn heard(ago: u64, timeout: u64) -> Receiver {
@@ -144,7 +150,7 @@ fn peer_that_answers_but_is_not_learned_of_for_long_is_told() {
 #[test]
 fn any_single_guard_stops_the_promotion() {
     type Change = fn(&mut Facts);
-    let changes: [(&str, Change); 34] = [
+    let changes: [(&str, Change); 38] = [
         ("standby", |f| f.guard.local.as_mut().unwrap().in_recovery = Some(false)),
         ("leader", |f| f.guard.lease = Lease::Stale(Duration::from_secs(15))),
         ("leader", |f| f.guard.lease = Lease::Unknown),
@@ -174,6 +180,26 @@ fn any_single_guard_stops_the_promotion() {
         ("second-path", |f| {
             f.guard.second_path = Some(second_path(None, at(0)));
             f.guard.second_path.as_mut().unwrap().lease = Err("timed out".into());
+        }),
+        // A clock that was set forward makes what earlier runs saw look old.
+        ("second-path", |f| {
+            let path = second_path(Some("pg-gold-0"), at(-3600));
+            f.guard.second_path = Some(SecondPath { watched: Duration::from_secs(14), ..path });
+        }),
+        ("second-path", |f| {
+            let path = second_path(Some("pg-gold-0"), at(0));
+            f.guard.second_path = Some(SecondPath { leads_without: Some("its Patroni is paused"), ..path });
+        }),
+        ("second-path", |f| {
+            let mut path = SecondPath { watched: Duration::from_mins(1), ..second_path(Some("pg-gold-0"), at(0)) };
+            path.lease.as_mut().unwrap().renew_time = None;
+            f.guard.second_path = Some(path);
+        }),
+        // Nobody held it when the last run looked, and nobody now: without a stamp that says nothing of the time in between.
+        ("second-path", |f| {
+            let mut path = SecondPath { watched: Duration::from_secs(29), ..second_path(None, at(0)) };
+            path.lease.as_mut().unwrap().renew_time = None;
+            f.guard.second_path = Some(path);
         }),
         ("third-party", |f| f.guard.witnesses.clear()),
         ("hold", |f| f.guard.hold = Some(String::new())),
@@ -334,6 +360,40 @@ fn lease_of_the_peer_not_renewed_for_its_time_to_live_confirms_its_loss() {
 }
 
 #[test]
+fn lag_that_patroni_told_is_said_to_be_older() {
+    let mut facts = gone();
+    let lag = |facts: &Facts| {
+        let evidence = decide(facts, &policy()).evidence;
+        evidence.into_iter().find(|evidence| evidence.guard == "lag").unwrap().found
+    };
+    assert!(!lag(&facts).contains("Patroni"), "{}", lag(&facts));
+    facts.record.last_good.as_mut().unwrap().path = Path::Api;
+    assert!(lag(&facts).contains("as old as its loop_wait"), "{}", lag(&facts));
+    let mut alive = probe(60, &[Verdict::Healthy]);
+    alive.path = Path::Api;
+    alive.peer =
+        PeerFacts { system_id: Some(ID), timeline: Some(Timeline(1)), lsn: Some(Lsn(9000)), in_recovery: Some(false) };
+    facts = Facts { probe: Ok(alive), ..gone() };
+    assert_eq!(decide(&facts, &policy()).record.last_good.unwrap().path, Path::Api);
+}
+
+/// Whatever the record says: what this run watched for the whole time to live counts.
+#[test]
+fn lease_of_the_peer_watched_by_this_run_alone_confirms_its_loss() {
+    for (leader, stamp, since) in
+        [(Some("pg-gold-0"), Some("a"), at(75)), (Some("pg-gold-0"), Some("a"), at(3600)), (None, None, at(75))]
+    {
+        let mut facts = gone();
+        facts.confirm = Some(Confirm { overrides: Vec::new(), reason: "drill".into() });
+        let mut path = SecondPath { watched: Duration::from_secs(30), ..second_path(leader, since) };
+        path.lease.as_mut().unwrap().renew_time = stamp.map(Into::into);
+        facts.guard.second_path = Some(path);
+        let decision = decide(&facts, &policy());
+        assert_eq!(decision.plan, Plan::Promote, "{leader:?}, {since}: {}", decision.reason);
+    }
+}
+
+#[test]
 fn sightings_of_a_living_peer_are_kept_and_a_blind_witness_is_told() {
     let mut facts = gone();
     let mut healthy = probe(60, &[Verdict::Healthy]);
@@ -357,6 +417,10 @@ fn sightings_of_a_living_peer_are_kept_and_a_blind_witness_is_told() {
         assert_eq!(alert(&facts).as_deref(), Some("WitnessBlind"), "it never saw the peer");
     }
     facts.guard.witnesses.clear();
+    let leads_without = Some("its Patroni has failsafe_mode");
+    facts.guard.second_path = Some(SecondPath { leads_without, ..second_path(Some("pg-gold-0"), at(70)) });
+    let told = decide(&facts, &policy()).alert.unwrap();
+    assert!(told.kind == "WitnessBlind" && told.summary.contains("failsafe_mode"), "{told:?}");
     facts.guard.second_path = Some(second_path(Some("pg-gold-0"), at(70)));
     assert_eq!(alert(&facts), None);
     facts.guard.second_path = Some(second_path(Some("pg-gold-0"), at(-226)));

@@ -70,8 +70,8 @@ true
 - --alert-repeat={{ .Values.alerts.repeatEvery }}
 {{- end -}}
 
-{{/* Time for replication to work at the corrected place. */}}
-{{- define "lifeboat.monitorFollowSeconds" -}}30{{- end -}}
+{{/* Time for replication to work at the corrected place: three rounds of Patroni and a little, as follow itself reckons. */}}
+{{- define "lifeboat.monitorFollowSeconds" -}}{{ add (mul 3 (int .Values.patroni.loopWait)) 5 }}{{- end -}}
 
 {{/* All of them as one command line of `lifeboat monitor`. */}}
 {{- define "lifeboat.monitorSteps" -}}
