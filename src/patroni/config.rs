@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::Document;
 use crate::{
     kubernetes::Snapshot,
-    postgres::{SystemId, Timeline},
+    postgres::{History, Lsn, Switch, SystemId, Timeline},
 };
 
 /// The annotation that holds the dynamic configuration.
@@ -61,6 +61,8 @@ pub struct ClusterConfig {
     pub initialize: Option<SystemId>,
     /// The timeline after the last switch that Patroni wrote down (`history`).
     pub timeline: Option<Timeline>,
+    /// All switches that Patroni wrote down.
+    pub history: History,
 }
 
 impl ClusterConfig {
@@ -80,7 +82,8 @@ impl ClusterConfig {
             None => Self { loop_wait: 10, ttl: 30, retry_timeout: 10, ..Self::default() },
         };
         config.initialize = initialize;
-        config.timeline = annotation(HISTORY).and_then(timeline_of);
+        config.history = annotation(HISTORY).and_then(history_of).unwrap_or_default();
+        config.timeline = config.history.0.last().map(|last| Timeline(last.timeline.0 + 1));
         Ok(config)
     }
 
@@ -102,6 +105,7 @@ impl ClusterConfig {
             retry_timeout: seconds("retry_timeout", 10)?,
             initialize: None,
             timeline: None,
+            history: History::default(),
         })
     }
 
@@ -152,11 +156,14 @@ fn is_true(value: &Value) -> bool {
     }
 }
 
-/// The history is a list of switches, each with the timeline that it ended (Patroni: `TimelineHistory`).
-fn timeline_of(history: &str) -> Option<Timeline> {
-    let lines: Vec<Vec<Value>> = serde_json::from_str(history).ok()?;
-    let last = lines.last()?.first()?.as_u64()?;
-    u32::try_from(last + 1).ok().map(Timeline)
+/// The history is a list of switches, each with the timeline that it ended and where (Patroni: `TimelineHistory`).
+fn history_of(text: &str) -> Option<History> {
+    let lines: Vec<Vec<Value>> = serde_json::from_str(text).ok()?;
+    let switch = |line: &Vec<Value>| {
+        let timeline = u32::try_from(line.first()?.as_u64()?).ok()?;
+        Some(Switch { timeline: Timeline(timeline), at: Lsn(line.get(1)?.as_u64()?) })
+    };
+    lines.iter().map(switch).collect::<Option<_>>().map(History)
 }
 
 /// Patroni takes a cluster for a standby cluster if one of `host`, `port` and `restore_command` is set

@@ -3,6 +3,7 @@
 mod classify;
 mod connect;
 mod control_file;
+mod history;
 mod identity;
 pub mod pgpass;
 mod tls;
@@ -10,5 +11,6 @@ mod tls;
 pub use classify::{Failed, attempt};
 pub use connect::{Connected, Credentials, Server, connect};
 pub use control_file::ControlFile;
+pub use history::{History, Switch};
 pub use identity::{IDENTITY_QUERY, Lsn, SystemId, Timeline, identity, simple_row};
 pub use tls::{SslMode, TlsOptions};

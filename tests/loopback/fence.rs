@@ -32,6 +32,11 @@ struct Gold {
 impl Gold {
     /// `writable`: whether its record may be written.
     fn start(system_id: &str, record: Option<Value>, writable: bool) -> Self {
+        Self::after(83_886_080, system_id, record, writable)
+    }
+
+    /// Timeline 1 ended there.
+    fn after(switch: u64, system_id: &str, record: Option<Value>, writable: bool) -> Self {
         let record = Arc::new(Mutex::new(record));
         let (led, begun) = (Arc::new(AtomicBool::new(false)), Instant::now());
         let (known, id, leads) = (Arc::clone(&record), system_id.to_owned(), Arc::clone(&led));
@@ -46,7 +51,7 @@ impl Gold {
             Some(match (request.method.as_str(), at.rsplit('/').next().unwrap()) {
                 ("POST", "events") => (201, request.json().to_string()),
                 ("GET", "demo-config") => {
-                    let history = r#"[[1,83886080,"no recovery target specified"]]"#;
+                    let history = format!(r#"[[1,{switch},"no recovery target specified"]]"#);
                     map("demo-config", json!({"config": "{}", "initialize": id, "history": history}), json!({}))
                 }
                 ("GET", "demo-leader") if leads.load(Ordering::Relaxed) => {
@@ -92,7 +97,7 @@ impl Gold {
 fn promoted() -> (Postgres, String) {
     let server = Postgres::start(&[]);
     let standby = server.standby(&[]).until_ready();
-    server.sql(&format!("CREATE ROLE fence LOGIN PASSWORD '{PASSWORD}'"));
+    server.sql(&format!("CREATE ROLE fence LOGIN REPLICATION PASSWORD '{PASSWORD}'"));
     server.sql("SELECT pg_switch_wal()");
     crate::lifeboat::await_condition("the role is there", Duration::from_secs(20), || {
         let there = standby.sql("SELECT count(*) FROM pg_roles WHERE rolname = 'fence'");
@@ -166,4 +171,50 @@ fn peer_that_is_silent_is_no_obstacle_and_who_was_held_is_let_go_to_where_it_sto
     Ended::of(&mut gold.follow(other.address())).assert_code(0);
     assert_eq!((gold.phase().as_deref(), gold.starts()), (Some("suspect"), true));
     assert!(gold.server.asked().iter().any(|request| request.method == "PATCH"));
+}
+
+/// A copy of a server that becomes a primary of its own.
+fn branch(server: &Postgres) -> Postgres {
+    let copy = server.standby(&[]).until_ready();
+    copy.sql("SELECT pg_promote()");
+    copy
+}
+
+/// The second failover: a promoted site starts again, and finds a primary on a higher timeline. Whether it is the standby that followed it and
+/// was promoted since, or the old primary that switched by itself, only its history tells.
+#[test]
+fn promoted_site_gives_way_to_what_it_became_and_to_no_other_branch() {
+    let first = Postgres::start(&[]);
+    first.sql(&format!("CREATE ROLE fence LOGIN REPLICATION PASSWORD '{PASSWORD}'"));
+    let ours = branch(&first);
+    let id = ours.sql("SELECT system_identifier FROM pg_control_system()");
+    let switch = "SELECT split_part(pg_read_file('pg_wal/00000002.history'), E'\t', 2)::pg_lsn - '0/0'::pg_lsn";
+    let switch: u64 = ours.sql(switch).parse().unwrap();
+    let record = json!({
+        "version": 1, "site": "gold", "epoch": 1, "phase": "promoted", "failures": 0, "first_failure": null, "last_failure": null,
+        "last_good": null, "promotion": null, "audit": [], "last_alert": null,
+    });
+    let gold = || Gold::after(switch, &id, Some(record.clone()), true);
+
+    let heir = branch(&ours);
+    let fenced = gold();
+    let outcome = Ended::of(&mut fenced.follow(heir.address())).assert_code(3).outcome();
+    assert_eq!(outcome["alerts"][0]["kind"], "OldPrimaryHeld", "{outcome}");
+    assert_eq!((fenced.phase().as_deref(), fenced.starts()), (Some("held"), false));
+    assert_eq!(fenced.record.lock().unwrap().as_ref().unwrap()["before_hold"], "promoted");
+    Ended::of(&mut fenced.follow(heir.address())).assert_code(3);
+
+    // Who may not ask for the history is not believed to be another branch.
+    heir.sql("ALTER ROLE fence NOREPLICATION");
+    let unsure = gold();
+    let outcome = Ended::of(&mut unsure.follow(heir.address())).assert_code(1).outcome();
+    assert!(outcome["reason"].as_str().unwrap().contains("its history could not be learned"), "{outcome}");
+    assert_eq!((unsure.phase().as_deref(), unsure.starts()), (Some("promoted"), false));
+    drop((heir, ours));
+
+    first.sql("SELECT pg_switch_wal()");
+    let rogue = branch(&branch(&first));
+    let free = gold();
+    Ended::of(&mut free.follow(rogue.address())).assert_code(0);
+    assert_eq!((free.phase().as_deref(), free.starts()), (Some("promoted"), true));
 }

@@ -34,6 +34,8 @@ pub(super) struct Facts {
     pub peer: Option<ProbeFacts>,
     /// A member of this site leads already, and renewed its lease while the peer was asked: this one would only follow it.
     pub led: bool,
+    /// Whether the peer's database is what ours became later, by its history; not asked where its timeline is no higher.
+    pub outlived: Option<bool>,
 }
 
 /// How.
@@ -99,7 +101,7 @@ impl Follow {
         let held = record.as_ref().is_some_and(|record| record.phase == Phase::Held);
         let phase = record.map(|record| record.standing());
         let data = self.data_dir.as_deref().map(ControlFile::find).transpose()?.flatten();
-        let facts = Facts { config, phase, held, data, peer: None, led: false };
+        let facts = Facts { config, phase, held, data, peer: None, led: false, outlived: None };
         Ok(if self.fence && (held || facts.may_lead_twice()) { self.ask_peer(cluster, facts).await } else { facts })
     }
 

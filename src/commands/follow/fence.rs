@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use jiff::Timestamp;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     Follow, Role,
@@ -18,7 +18,7 @@ use crate::{
     kubernetes::{Cluster, Conflict},
     outcome::{Conclusion, Report},
     patroni::{LeaderRecord, LeaseWatch},
-    postgres::{Server, SystemId, Timeline},
+    postgres::{History, Server, SystemId, Timeline},
     probe::ProbeFacts,
     site::Phase,
 };
@@ -44,11 +44,13 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 const LOOKS: u32 = 3;
 /// Between two of them.
 const PAUSE: Duration = Duration::from_secs(3);
+/// Time that the peer has to tell its history.
+const HISTORY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that a peer which lives has to say what it is.
 const UNTOLD: Duration = Duration::from_secs(30);
 
 impl Facts {
-    /// This site holds accepted writes of its own.
+    /// This site held accepted writes of its own, when it was promoted.
     fn was_promoted(&self) -> bool {
         matches!(self.phase, Some(Phase::Promoted | Phase::Promoting))
     }
@@ -65,7 +67,12 @@ impl Facts {
 
     /// Whether this site would lead with a database that the peer may have too.
     pub(super) fn may_lead_twice(&self) -> bool {
-        !self.was_promoted() && self.config.standby_cluster.is_none() && self.system_id().is_some()
+        self.config.standby_cluster.is_none() && self.system_id().is_some()
+    }
+
+    /// The history of this timeline as Patroni wrote it down.
+    fn history_by_patroni(&self, timeline: Timeline) -> Option<History> {
+        (self.config.timeline == Some(timeline)).then(|| self.config.history.clone())
     }
 
     fn says(&self, probe: &ProbeFacts) -> Peer {
@@ -96,6 +103,7 @@ impl Follow {
             let leader = cluster.configmap(&self.scope.leader()).await.ok().as_ref().and_then(LeaderRecord::read);
             lease.see(leader.as_ref(), Instant::now());
             facts.led = leader.is_some_and(|record| lease.renewed_within(&record.leader, UNTOLD, Instant::now()));
+            facts.outlived = self.ask_history(&server, &facts).await;
             let unsure = matches!(self.give_way(&facts), Some(Birth::Unsure(_)));
             if !unsure || begun.elapsed() + PAUSE > UNTOLD {
                 return facts;
@@ -103,6 +111,25 @@ impl Follow {
             info!("{}; asking again", facts.peer.as_ref().map_or("", |probe| probe.reason.as_str()));
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// A promoted site gives way to none but what it became itself: the standby that followed it and was promoted since.
+    async fn ask_history(&self, server: &Server, facts: &Facts) -> Option<bool> {
+        let Some(Peer::Ours { timeline: theirs, .. }) = facts.peer.as_ref().map(|probe| facts.says(probe)) else {
+            return None;
+        };
+        let timeline = facts.timeline();
+        if !facts.was_promoted() || theirs <= timeline {
+            return None;
+        }
+        let look = async {
+            let written =
+                facts.data.and(self.data_dir.as_deref()).map(|dir| History::find(dir, timeline)).transpose()?;
+            let ours = written.flatten().or_else(|| facts.history_by_patroni(timeline));
+            let ours = ours.context("the history of our own timeline is not at hand")?;
+            anyhow::Ok(History::ask(server, theirs, HISTORY_TIMEOUT).await?.descends_from(timeline, &ours))
+        };
+        look.await.map_err(|error| warn!("the peer's history is not known: {error:#}")).ok()
     }
 
     fn peer_server(&self) -> anyhow::Result<Server> {
@@ -131,8 +158,8 @@ impl Follow {
     pub(super) async fn record_hold(&self, cluster: &Cluster, held: bool) -> anyhow::Result<()> {
         for _ in 0..ROUNDS {
             let (mut record, map) = cluster.site_record(&self.scope, &self.site).await?;
-            // Somebody promoted meanwhile: that is not ours to overwrite.
-            if matches!(record.phase, Phase::Promoted | Phase::Promoting) || held == (record.phase == Phase::Held) {
+            // Somebody decided on a promotion meanwhile: that is not ours to overwrite.
+            if record.phase == Phase::Promoting || held == (record.phase == Phase::Held) {
                 return Ok(());
             }
             let event = if held {
@@ -154,11 +181,10 @@ impl Follow {
         bail!("ConfigMap {} kept changing under {ROUNDS} attempts", self.scope.state())
     }
 
-    /// Why this site must not start as it is: its peer leads with the same database, or may. A promoted site never gives way here. One that was
-    /// held stays so until the peer is met and does not lead, or a person releases it.
+    /// Why this site must not start as it is: its peer leads with the same database, or may. A promoted site gives way to what it became itself
+    /// only. One that was held stays so until the peer is met and does not lead, or a person releases it.
     pub(super) fn give_way(&self, facts: &Facts) -> Option<Birth> {
-        // A promoted site holds the accepted writes: a number that the other branch reached by itself must not end it.
-        if !self.fence || facts.was_promoted() {
+        if !self.fence {
             return None;
         }
         let says = facts.peer.as_ref().map_or(Peer::Silent, |probe| facts.says(probe));
@@ -178,6 +204,18 @@ impl Follow {
         }
         if !facts.may_lead_twice() {
             return None;
+        }
+        // A promoted site holds the accepted writes: a number that the other branch reached by itself must not end it.
+        let outlived = facts.outlived == Some(true);
+        if facts.was_promoted() && !outlived {
+            let untold =
+                matches!(says, Peer::Ours { timeline: theirs, .. } if theirs > timeline) && facts.outlived.is_none();
+            return untold.then(|| {
+                Birth::Unsure(format!(
+                    "{place} is on a higher timeline of this database than promoted site {site} (ours is {timeline}), and its history could not be \
+                     learned (the log says why): it may be what this site became. {site} does not start beside it yet, and asks again"
+                ))
+            });
         }
         match says {
             Peer::Silent | Peer::Other => None,
@@ -245,11 +283,16 @@ mod tests {
         assert!(held(&was_held(peer(7, 3, true))), "a promoted peer that restarts");
         assert!(starts(&was_held(peer(7, 2, true))) && starts(&was_held(peer(8, 3, false))));
         let promoted = |peer| Facts { phase: Some(Phase::Promoted), ..gold(peer) };
-        for peer in
-            [peer(7, 2, false), peer(7, 3, false), peer(7, 3, true), Some(ProbeFacts::of_verdict(Verdict::Rejected))]
-        {
+        for peer in [peer(7, 2, false), peer(7, 1, false), Some(ProbeFacts::of_verdict(Verdict::Rejected))] {
             assert!(starts(&promoted(peer)), "it holds the accepted writes");
         }
+        // Higher up: the old primary that switched by itself, or the standby that followed this site and was promoted since.
+        let met = |peer, outlived| Facts { outlived, ..promoted(peer) };
+        assert!(starts(&met(peer(7, 3, false), Some(false))) && starts(&met(peer(7, 3, true), Some(false))));
+        assert!(held(&met(peer(7, 3, false), Some(true))), "the second failover");
+        let unsure = |facts: &Facts| matches!(follow(Role::Active).decide_birth(facts), Birth::Unsure(_));
+        assert!(unsure(&met(peer(7, 3, true), Some(true))) && unsure(&met(peer(7, 3, false), None)));
+        assert!(held(&Facts { held: true, ..promoted(None) }), "it was held so");
         let emptied = Facts { held: true, peer: peer(7, 3, false), ..Facts::default() };
         assert!(held(&emptied), "no new primary beside the peer");
         let followed = Facts { held: true, phase: Some(Phase::Following), peer: peer(7, 3, false), ..Facts::default() };
