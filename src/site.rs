@@ -46,6 +46,14 @@ pub enum Phase {
     Following,
 }
 
+impl Phase {
+    /// The monitor does not reach the peer, and has not promoted this site yet.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        matches!(self, Self::Suspect | Self::AwaitingApproval | Self::Promoting)
+    }
+}
+
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -307,10 +315,7 @@ impl SiteRecord {
     #[must_use]
     pub fn has_news(&self, now: Timestamp) -> bool {
         let untold = self.promotion.as_ref().filter(|promotion| promotion.announced.is_none());
-        let took_place = |promotion: &Promotion| {
-            promotion.verified.or_else(|| (promotion.by == Promotion::OBSERVED).then_some(promotion.decided))
-        };
-        untold.and_then(took_place).is_some_and(|time| now.duration_since(time) < NEWS_LAST)
+        untold.and_then(|promotion| promotion.verified).is_some_and(|time| now.duration_since(time) < NEWS_LAST)
     }
 
     /// Keeps that people were told.

@@ -169,9 +169,7 @@ fn span(record: &SiteRecord) -> Duration {
 
 /// An operator's word counts in the outage in which it was given: not in advance, and not in the next one.
 fn same_outage(before: &SiteRecord, after: &SiteRecord) -> bool {
-    let lasts =
-        |record: &SiteRecord| matches!(record.phase, Phase::Suspect | Phase::AwaitingApproval | Phase::Promoting);
-    lasts(before) && lasts(after) && before.first_failure == after.first_failure
+    before.phase.is_outage() && after.phase.is_outage() && before.first_failure == after.first_failure
 }
 
 /// Decides.
@@ -212,6 +210,11 @@ fn already_leads(facts: &Facts) -> Decision {
     if record.phase == Phase::Promoting {
         return Decision::new(Plan::Verify, "standby_cluster is removed; this site must lead soon", &record);
     }
+    // Its members were not started: that its configuration has no standby_cluster says nothing.
+    if record.phase == Phase::Held {
+        let reason = "this site is held: its members do not start, as its peer leads with what was its data";
+        return Decision::new(Plan::Nothing, reason, &record);
+    }
     if record.phase != Phase::Promoted {
         let how = if facts.config.sed_leftover { "by an edit that left the key \"null\"" } else { "by somebody else" };
         let reason = format!("this site was promoted {how}: its configuration has no standby_cluster");
@@ -219,17 +222,17 @@ fn already_leads(facts: &Facts) -> Decision {
         record.promotion = Some(Promotion {
             decided: facts.now,
             by: Promotion::OBSERVED.to_owned(),
-            reason,
+            reason: reason.clone(),
             from_timeline: None,
             lsn: None,
-            to_timeline: facts.guard.local.as_ref().ok().and_then(|local| local.timeline),
+            to_timeline: None,
             verified: None,
             overrides: Vec::new(),
             announced: None,
         });
-        record.epoch += 1;
-        record.phase = Phase::Promoted;
+        (record.epoch, record.phase) = (record.next_epoch(), Phase::Promoting);
         record.reset_failures();
+        return Decision::new(Plan::Verify, reason, &record);
     }
     if let Ok(probe) = &facts.probe
         && probe.verdict == Verdict::Healthy
@@ -243,11 +246,8 @@ fn already_leads(facts: &Facts) -> Decision {
             .alert_if(true, |reason| Alert::warning("SplitBrain", reason));
     }
     let news = record.has_news(facts.now);
-    let reason = match &record.promotion {
-        Some(promotion) if news && promotion.by == Promotion::OBSERVED => promotion.reason.clone(),
-        _ => format!("this site leads already (epoch {})", record.epoch),
-    };
-    Decision::new(Plan::Nothing, reason, &record).alert_if(news, |reason| Alert::warning("Promoted", reason))
+    Decision::new(Plan::Nothing, format!("this site leads already (epoch {})", record.epoch), &record)
+        .alert_if(news, |reason| Alert::warning("Promoted", reason))
 }
 
 /// The ordinary run: what the probe says, and what follows from it.
@@ -255,12 +255,11 @@ fn watch(facts: &Facts, probe: &ProbeFacts, policy: &Policy) -> Decision {
     let mut record = tally(&facts.record, probe, policy.period);
     match probe.verdict {
         verdict if verdict.is_alive() => {
-            let was = record.phase;
             // Without our own position it vouches for nothing: an older one that has both says more.
             if let Some(good) = last_good(facts, probe).filter(|good| good.local_lsn.is_some()) {
                 record.last_good = Some(good);
             }
-            if matches!(was, Phase::Suspect | Phase::AwaitingApproval | Phase::Promoting) {
+            if record.phase.is_outage() {
                 record.note(facts.now, format!("the peer answers again: {verdict}"));
                 record.call_off(Phase::Watching);
             }

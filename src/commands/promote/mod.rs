@@ -28,7 +28,7 @@ use crate::{
     patroni::{ClusterConfig, Scope},
     postgres::{Credentials, TlsOptions},
     probe,
-    site::{APPROVE, HOLD, MAINTENANCE, Phase, SiteRecord},
+    site::{APPROVE, HOLD, MAINTENANCE, Phase, Promotion, SiteRecord},
 };
 use decide::{Confirm, Decision, Mode, Plan, Policy, decide};
 use guards::Guard;
@@ -305,7 +305,8 @@ impl Promote {
 
     /// Waits until the new primary accepts a write, then writes that down. Only this ends the phase `promoting`.
     async fn verify(&self, cluster: &Cluster, by_this_run: bool, mut report: Report) -> anyhow::Result<Report> {
-        let from = cluster.site_record(&self.scope, &self.site).await?.0.promotion.and_then(|p| p.from_timeline);
+        let promotion = cluster.site_record(&self.scope, &self.site).await?.0.promotion;
+        let from = promotion.as_ref().and_then(|promotion| promotion.from_timeline);
         let verified = match self.wait_for_primary(cluster, from).await {
             Ok(verified) => verified,
             Err(why) => {
@@ -323,7 +324,11 @@ impl Promote {
         report.details.insert("promoted_member".to_owned(), member.clone().into());
         report.details.insert("timeline".to_owned(), timeline.0.into());
         report.details.insert("verify_ms".to_owned(), u64::try_from(took.as_millis()).unwrap_or(u64::MAX).into());
-        let why = if by_this_run { report.reason } else { "the promotion was begun by another run".to_owned() };
+        let why = match promotion {
+            _ if by_this_run => report.reason,
+            Some(promotion) if promotion.by == Promotion::OBSERVED => promotion.reason,
+            _ => "the promotion was begun by another run".to_owned(),
+        };
         report.reason = format!("site {} leads on timeline {timeline} and accepts writes: {why}", self.site);
         report.conclusion = if by_this_run || first { Conclusion::Done } else { Conclusion::NothingToDo };
         report.alerts = if first { vec![Alert::warning("Promoted", report.reason.clone())] } else { Vec::new() };

@@ -546,14 +546,25 @@ fn promotion_begun_by_a_killed_run_is_finished_with_its_epoch() {
 }
 
 #[test]
-fn site_promoted_by_somebody_else_is_recorded_and_left_alone() {
+fn site_promoted_by_somebody_else_is_recorded_and_verified_like_any_other() {
     for sed_leftover in [false, true] {
         let mut facts = gone();
         facts.config = ClusterConfig { sed_leftover, ..config(false) };
         let decision = decide(&facts, &policy());
-        assert_eq!((decision.plan, decision.record.phase), (Plan::Nothing, Phase::Promoted));
-        assert_eq!(decision.record.promotion.unwrap().by, "observed");
+        assert_eq!((decision.plan, decision.record.phase, decision.record.epoch), (Plan::Verify, Phase::Promoting, 1));
+        assert_eq!(decision.record.promotion.as_ref().unwrap().by, "observed");
+        facts.record = decision.record;
+        let again = decide(&facts, &policy());
+        assert_eq!((again.plan, again.record.epoch), (Plan::Verify, 1), "until it accepts a write");
     }
+}
+
+#[test]
+fn site_that_is_held_is_not_taken_for_promoted() {
+    let mut facts = gone();
+    (facts.config, facts.record.phase) = (config(false), Phase::Held);
+    let decision = decide(&facts, &policy());
+    assert_eq!((decision.plan, decision.record, decision.alert), (Plan::Nothing, facts.record, None));
 }
 
 #[test]
