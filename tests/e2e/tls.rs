@@ -26,8 +26,7 @@ const GOLD: Site = Site {
     members: "lifeboat-gold",
     service: "lifeboat-primary-gold",
 };
-const GOLDDR: Site =
-    Site { name: "golddr", members: "lifeboat-golddr", service: "lifeboat-primary-golddr", ..GOLD };
+const GOLDDR: Site = Site { name: "golddr", members: "lifeboat-golddr", service: "lifeboat-primary-golddr", ..GOLD };
 const VALUES: [&str; 2] = ["tests/e2e/versions/quick.yaml", "tests/e2e/tls/values.yaml"];
 
 fn openssl(folder: &Path, words: &str) {
