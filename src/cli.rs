@@ -52,7 +52,7 @@ Each flag has an environment variable. `lifeboat NAME ...` and, through a symbol
 standard error.";
 
 /// Commands that run until they are stopped.
-const SERVERS: [&str; 2] = ["monitor", "witness"];
+const SERVERS: [&str; 3] = ["monitor", "witness", "tls-reload"];
 
 /// Time for a look at the site's record before an alert is sent.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
@@ -71,6 +71,7 @@ enum Command {
     Monitor(commands::monitor::Monitor),
     Witness(commands::witness::Witness),
     PostBootstrap(commands::post_bootstrap::PostBootstrap),
+    TlsReload(commands::tls_reload::TlsReload),
 }
 
 /// Flags of every command.
@@ -155,6 +156,13 @@ impl Session {
     pub async fn ping(&self, command: &str, report: &mut Report) {
         if !self.dry_run {
             self.alerter.ping(command, report).await;
+        }
+    }
+
+    /// Sends the report's alerts now.
+    pub async fn send(&self, command: &str, report: &mut Report) {
+        for alert in std::mem::take(&mut report.alerts).into_iter().filter(|_| !self.dry_run) {
+            self.alerter.send_one(command, &alert, report, self.cluster.get()).await;
         }
     }
 
@@ -352,6 +360,7 @@ impl Command {
             Self::Monitor(_) => "monitor",
             Self::Witness(_) => "witness",
             Self::PostBootstrap(_) => "post-bootstrap",
+            Self::TlsReload(_) => "tls-reload",
         }
     }
 
@@ -368,6 +377,7 @@ impl Command {
             Self::Monitor(command) => command.run(session).await,
             Self::Witness(command) => command.run(session).await,
             Self::PostBootstrap(command) => command.run(session).await,
+            Self::TlsReload(command) => command.run(session).await,
         }
     }
 }

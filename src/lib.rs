@@ -4,6 +4,7 @@
 //! below [`commands`]: it observes, decides by a pure function, acts, and verifies. The modules beside it know no command.
 
 pub mod alerts;
+pub mod certificate;
 pub mod cli;
 pub mod commands;
 pub mod flags;

@@ -8,4 +8,5 @@ pub mod port_discover;
 pub mod post_bootstrap;
 pub mod promote;
 pub mod status;
+pub mod tls_reload;
 pub mod witness;

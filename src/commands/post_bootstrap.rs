@@ -56,7 +56,7 @@ impl PostBootstrap {
     async fn apply(self, password: Option<SecretString>) -> anyhow::Result<Report> {
         // A local socket or loopback, right after initdb: no TLS.
         let mut config: tokio_postgres::Config =
-            misconfigured(self.connstr.parse().context("parse the connection string"))?;
+            misconfigured(without_tls(&self.connstr).parse().context("parse the connection string"))?;
         let (user, dbname) =
             (config.get_user().unwrap_or_default().to_owned(), config.get_dbname().unwrap_or_default().to_owned());
         // Patroni writes the superuser's password into a file: under the host of the connection string, which may be a socket's folder
@@ -115,6 +115,21 @@ async fn one_number(client: &tokio_postgres::Client, sql: &str) -> anyhow::Resul
     Ok(simple_row(client, sql).await?.get(0).unwrap_or_default().to_owned())
 }
 
+/// Patroni puts all that it knows of the superuser's connections into the string, its TLS too, which libpq leaves aside on a socket.
+/// Values with a space in them have a backslash before it (Patroni: `format_dsn`).
+fn without_tls(connstr: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let (mut escaped, mut dropped) = (false, false);
+    for part in connstr.split(' ') {
+        dropped = if escaped { dropped } else { part.starts_with("ssl") };
+        escaped = part.ends_with('\\');
+        if !dropped {
+            kept.push(part);
+        }
+    }
+    kept.join(" ")
+}
+
 /// Quotes an identifier (PostgreSQL documentation 4.1.1).
 fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
@@ -128,6 +143,15 @@ fn literal(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tls_of_a_connection_string_is_left_aside() {
+        let connstr =
+            r"dbname=postgres user=ssl\ sslmode=not host=/tmp port=5432 sslmode=verify-full sslrootcert=/a\ b/ca.crt";
+        assert_eq!(without_tls(connstr), r"dbname=postgres user=ssl\ sslmode=not host=/tmp port=5432");
+        let config: tokio_postgres::Config = without_tls(connstr).parse().unwrap();
+        assert_eq!(config.get_user(), Some("ssl sslmode=not"));
+    }
 
     #[test]
     fn names_and_constants_are_quoted() {

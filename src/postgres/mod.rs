@@ -11,4 +11,4 @@ pub use classify::{Failed, attempt};
 pub use connect::{Connected, Credentials, Server, connect};
 pub use control_file::ControlFile;
 pub use identity::{IDENTITY_QUERY, Lsn, SystemId, Timeline, identity, simple_row};
-pub use tls::{SslMode, TlsOptions};
+pub use tls::{SslMode, TlsOptions, unverified_client};

@@ -86,6 +86,14 @@ impl TlsOptions {
     }
 }
 
+/// A TLS client that takes every certificate, for one who only wants to see it.
+pub fn unverified_client() -> anyhow::Result<ClientConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let verifier = Arc::new(Unverified { provider });
+    Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+}
+
 /// Encrypts without knowing to whom, as libpq's `prefer` and `require` do.
 #[derive(Debug)]
 struct Unverified {

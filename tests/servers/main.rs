@@ -12,4 +12,5 @@ mod post_bootstrap;
 mod postgres;
 mod real_peers;
 mod tls;
+mod tls_reload;
 mod witness;

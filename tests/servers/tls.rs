@@ -21,7 +21,7 @@ impl TlsServer {
         let server = Postgres::start_prepared(&settings, |home| {
             authority(home, "ca");
             authority(home, "other");
-            certificate(home);
+            certificate(home, "server");
             fs::write(
                 home.join("data/pg_hba.conf"),
                 "local all all trust\nhostssl all all 127.0.0.0/8 scram-sha-256\n",
@@ -45,7 +45,7 @@ fn openssl(home: &Path, arguments: &str) {
     run(Command::new("openssl").current_dir(home).args(arguments.split_whitespace()));
 }
 
-fn authority(home: &Path, name: &str) {
+pub fn authority(home: &Path, name: &str) {
     openssl(
         home,
         &format!(
@@ -55,19 +55,15 @@ fn authority(home: &Path, name: &str) {
     );
 }
 
-fn certificate(home: &Path) {
+/// A certificate of the authority `ca`, as files that PostgreSQL takes.
+pub fn certificate(home: &Path, name: &str) {
     fs::write(home.join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").unwrap();
-    openssl(
-        home,
-        "req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost -keyout server.key \
-         -out server.csr",
-    );
-    openssl(
-        home,
-        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out server.crt",
-    );
-    own(&home.join("server.key"));
-    own(&home.join("server.crt"));
+    let request = "req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost";
+    openssl(home, &format!("{request} -keyout {name}.key -out {name}.csr"));
+    let sign = "x509 -req -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names";
+    openssl(home, &format!("{sign} -in {name}.csr -out {name}.crt"));
+    own(&home.join(format!("{name}.key")));
+    own(&home.join(format!("{name}.crt")));
 }
 
 #[test]
