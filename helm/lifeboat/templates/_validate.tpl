@@ -10,6 +10,7 @@
 {{- if and (has $v.peer.tls.mode (list "verify-ca" "verify-full")) (not $v.peer.tls.existingSecret) -}}
 {{- fail (printf "peer.tls.mode %s needs peer.tls.existingSecret: the certificate authority to verify the peer with" $v.peer.tls.mode) -}}
 {{- end -}}
+{{- include "lifeboat.validateTls" . -}}
 {{- if and $v.postgresql.storage.existingClaim (ne (int $v.patroni.replicas) 1) -}}
 {{- fail "postgresql.storage.existingClaim needs patroni.replicas: 1, as members cannot share a volume" -}}
 {{- end -}}
@@ -40,6 +41,31 @@
 {{- range $name := list "serviceMonitor" "prometheusRule" -}}
 {{- if and (index $v.metrics $name).enabled (ne $v.monitor.kind "Deployment") -}}
 {{- fail (printf "metrics.%s.enabled needs monitor.kind Deployment: a monitor of kind %s serves no metrics" $name $v.monitor.kind) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* One setting of Patroni for the peer and for the members: what cannot work within the site is refused. */}}
+{{- define "lifeboat.validateTls" -}}
+{{- $v := .Values -}}
+{{- if $v.patroni.enabled -}}
+{{- $strict := include "lifeboat.tlsIsDemanded" . -}}
+{{- $own := $v.postgresql.tls.existingSecret -}}
+{{- if and $strict (not $own) -}}
+{{- fail (printf "peer.tls.mode %s needs postgresql.tls.existingSecret: Patroni has one setting for replication from the peer and between the members of this site, so this site's server needs TLS too" $v.peer.tls.mode) -}}
+{{- end -}}
+{{- if and (eq $v.peer.tls.mode "disable") $own (not $v.postgresql.pgHba) -}}
+{{- fail "peer.tls.mode disable does not fit postgresql.tls.existingSecret: the members of this site would be refused by their own pg_hba.conf, which demands TLS" -}}
+{{- end -}}
+{{- if and $strict $v.postgresql.pgHba -}}
+{{- $local := false -}}
+{{- range $v.postgresql.pgHba -}}{{- if regexMatch "^local\\s+(\\S*,)?replication[,\\s]" . -}}{{- $local = true -}}{{- end -}}{{- end -}}
+{{- if not $local -}}
+{{- fail (printf "postgresql.pgHba needs a line such as `local replication all scram-sha-256`: with peer.tls.mode %s Patroni looks at its own server by the socket" $v.peer.tls.mode) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.patroni.tls.verifyClient (not $v.patroni.tls.existingSecret) -}}
+{{- fail "patroni.tls.verifyClient needs patroni.tls.existingSecret: without TLS nobody shows a certificate" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -20,10 +20,7 @@ true
 {{- $m := .Values.monitor -}}
 - pg-probe
 {{ include "lifeboat.peerArgs" . }}
-- --sslmode={{ .Values.peer.tls.mode }}
-{{- if .Values.peer.tls.existingSecret }}
-- --sslrootcert=/etc/lifeboat-peer/{{ .Values.peer.tls.key }}
-{{- end }}
+{{ include "lifeboat.peerTlsArgs" . }}
 - --attempts={{ eq $m.kind "Deployment" | ternary 1 (int $m.attempts) }}
 - --interval={{ $m.interval }}
 - --timeout={{ $m.timeout }}
@@ -55,6 +52,9 @@ true
 {{- if $m.acceptSplitBrain }}
 - --accept-split-brain
 {{- end }}
+{{- with include "lifeboat.localTlsArgs" . }}
+{{ . }}
+{{- end }}
 - --verify-timeout={{ $m.verifyTimeout }}
 - --alert-repeat={{ .Values.alerts.repeatEvery }}
 - --dir=/intercom
@@ -66,6 +66,9 @@ true
 - --host={{ include "lifeboat.peerHost" . }}
 - --slot={{ include "lifeboat.slot" .Values.site.name }}
 - --probe-file=/intercom/probe.json
+{{- with include "lifeboat.localTlsArgs" . }}
+{{ . }}
+{{- end }}
 - --wait={{ include "lifeboat.monitorFollowSeconds" . }}s
 - --alert-repeat={{ .Values.alerts.repeatEvery }}
 {{- end -}}
@@ -104,24 +107,11 @@ true
 {{- end -}}
 {{- end -}}
 
-{{- define "lifeboat.monitorTlsMount" -}}
-{{- if .Values.peer.tls.existingSecret -}}
-- name: peer-tls
-  mountPath: /etc/lifeboat-peer
-  readOnly: true
-{{- end -}}
-{{- end -}}
-
 {{- define "lifeboat.monitorVolumes" -}}
 - name: intercom
   emptyDir: {}
-{{- with .Values.peer.tls.existingSecret }}
-- name: peer-tls
-  secret:
-    secretName: {{ . | quote }}
-    items:
-      - key: {{ $.Values.peer.tls.key | quote }}
-        path: {{ $.Values.peer.tls.key | quote }}
+{{- with include "lifeboat.peerTlsVolume" . }}
+{{ . }}
 {{- end }}
 {{- with .Values.peer.context.existingSecret }}
 - name: peer-context
