@@ -24,4 +24,5 @@ mod soak;
 mod sql;
 mod system;
 mod third_place;
+mod tls;
 mod versions;

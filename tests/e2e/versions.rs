@@ -28,28 +28,28 @@ const WITNESS_PORT: u16 = 18081;
 
 /// A site: a context, a namespace, Patroni's scope, and the Service whose node port leads to the leader.
 #[derive(Clone, Copy)]
-struct Site {
-    name: &'static str,
-    namespace: &'static str,
-    scope: &'static str,
-    service: &'static str,
+pub struct Site {
+    pub name: &'static str,
+    pub namespace: &'static str,
+    pub scope: &'static str,
+    pub service: &'static str,
 }
 
 impl Site {
-    fn kubectl(self, words: &[&str]) -> String {
+    pub fn kubectl(self, words: &[&str]) -> String {
         self.try_kubectl(words).unwrap_or_else(|text| panic!("kubectl {words:?} on {}: {text}", self.name))
     }
 
-    fn try_kubectl(self, words: &[&str]) -> Result<String, String> {
+    pub fn try_kubectl(self, words: &[&str]) -> Result<String, String> {
         let usual = ["--context", self.name, "-n", self.namespace, "--request-timeout=20s"];
         try_run(tool("kubectl").args(usual).args(words))
     }
 
-    fn get(self, what: &[&str]) -> Value {
+    pub fn get(self, what: &[&str]) -> Value {
         json(&self.kubectl(&[&["get", "-o", "json"], what].concat()))
     }
 
-    fn apply(self, manifest: &str) {
+    pub fn apply(self, manifest: &str) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), manifest).unwrap();
         self.kubectl(&["apply", "-f", file.path().to_str().unwrap()]);
@@ -61,7 +61,7 @@ impl Site {
     }
 
     /// Patroni's dynamic configuration.
-    fn config(self) -> Value {
+    pub fn config(self) -> Value {
         json(self.map("config")["metadata"]["annotations"]["config"].as_str().expect("the configuration"))
     }
 
@@ -84,12 +84,12 @@ impl Site {
     }
 
     /// The state record.
-    fn record(self) -> Value {
+    pub fn record(self) -> Value {
         self.map("dr")["data"]["state.json"].as_str().map_or(Value::Null, json)
     }
 
     /// The leader's pod.
-    fn leader(self) -> Value {
+    pub fn leader(self) -> Value {
         let lease = self.map("leader");
         self.get(&["pod", lease["metadata"]["annotations"]["leader"].as_str().expect("a leader")])
     }
@@ -107,12 +107,12 @@ impl Site {
     }
 
     /// A password of the Secret that the chart made.
-    fn password(self, role: &str) -> String {
+    pub fn password(self, role: &str) -> String {
         let template = format!("{{{{index .data \"{role}-password\" | base64decode}}}}");
         self.kubectl(&["get", "secret", "lifeboat-auth", "-o", &format!("go-template={template}")])
     }
 
-    fn node_port(self) -> u16 {
+    pub fn node_port(self) -> u16 {
         await_condition("a node port", Duration::from_secs(30), || {
             let service = json(&self.try_kubectl(&["get", "service", self.service, "-o", "json"])?);
             let port = service["spec"]["ports"][0]["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok());
@@ -224,7 +224,7 @@ impl Drop for Trial {
 }
 
 /// What an earlier run left is gone.
-fn vacate(site: Site) {
+pub fn vacate(site: Site) {
     if site.try_kubectl(&["get", "namespace", site.namespace]).is_err() {
         return;
     }
@@ -238,7 +238,7 @@ fn vacate(site: Site) {
     });
 }
 
-fn install(site: Site, values: &[&str], more: &[&str]) {
+pub fn install(site: Site, values: &[&str], more: &[&str]) {
     let files: Vec<PathBuf> = values.iter().map(|path| project(path)).collect();
     let mut command = tool("helm");
     command
@@ -498,7 +498,7 @@ fn patroni_that_is_not_the_charts_is_attached_corrected_and_promoted() {
 }
 
 /// One run of the CronJob, with its own rights; what its last step said.
-fn monitor(site: Site, name: &str) -> String {
+pub fn monitor(site: Site, name: &str) -> String {
     site.kubectl(&["create", "job", name, "--from=cronjob/lifeboat-monitor"]);
     let job = await_condition("a run of the monitor", Duration::from_mins(1), || {
         let job = site.get(&["job", name]);
