@@ -10,7 +10,7 @@ use crate::{
     peers::{ClosedPort, Peer},
 };
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "port-discover",
     "pg-probe",
     "promote",
@@ -22,6 +22,7 @@ const COMMANDS: [&str; 11] = [
     "monitor",
     "witness",
     "post-bootstrap",
+    "tls-reload",
 ];
 
 #[test]
