@@ -32,8 +32,8 @@ unit: setup ## unit tests, and the binary against real servers on loopback
 chart: setup ## the chart: lint, schema, unit tests
 	helm/check
 
-images: build ## build the images lifeboat and lifeboat-postgres
-	images/build
+images: build ## build both images; with REGISTRY (and PUSH=1) by docker, podman or buildah, for clusters of your own
+	images/build $(if $(PUSH),--push)
 
 clusters: setup ## start the two test clusters
 	tests/clusters/up && images/build --variant all && tests/clusters/load-image

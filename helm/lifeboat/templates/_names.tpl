@@ -21,6 +21,13 @@
 {{- default (include "lifeboat.fullname" .) .Values.patroni.scope -}}
 {{- end -}}
 
+{{/* Whether this release runs Patroni: not where it attaches to one, and not at the place of a witness. */}}
+{{- define "lifeboat.patroniRuns" -}}
+{{- if and .Values.patroni.enabled (ne .Values.site.role "witness") -}}
+true
+{{- end -}}
+{{- end -}}
+
 {{- define "lifeboat.statefulset" -}}
 {{- printf "%s-%s" (include "lifeboat.fullname" .) .Values.site.name -}}
 {{- end -}}

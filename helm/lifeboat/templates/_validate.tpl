@@ -10,6 +10,9 @@
 {{- if and (has $v.peer.tls.mode (list "verify-ca" "verify-full")) (not $v.peer.tls.existingSecret) -}}
 {{- fail (printf "peer.tls.mode %s needs peer.tls.existingSecret: the certificate authority to verify the peer with" $v.peer.tls.mode) -}}
 {{- end -}}
+{{- if eq $v.site.role "witness" -}}
+{{- include "lifeboat.validateWitness" . -}}
+{{- else -}}
 {{- include "lifeboat.validateTls" . -}}
 {{- if and $v.postgresql.storage.existingClaim (ne (int $v.patroni.replicas) 1) -}}
 {{- fail "postgresql.storage.existingClaim needs patroni.replicas: 1, as members cannot share a volume" -}}
@@ -42,6 +45,23 @@
 {{- if and (index $v.metrics $name).enabled (ne $v.monitor.kind "Deployment") -}}
 {{- fail (printf "metrics.%s.enabled needs monitor.kind Deployment: a monitor of kind %s serves no metrics" $name $v.monitor.kind) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A witness asks no API, so it discovers no port; and it is nothing but a witness. */}}
+{{- define "lifeboat.validateWitness" -}}
+{{- $v := .Values -}}
+{{- if not (and $v.peer.host (int $v.peer.port)) -}}
+{{- fail "site.role witness needs peer.host and peer.port: where the site that it watches is reached from its place, by a way of its own" -}}
+{{- end -}}
+{{- range $name := list "serviceMonitor" "prometheusRule" -}}
+{{- if (index $v.metrics $name).enabled -}}
+{{- fail (printf "metrics.%s.enabled does not go with site.role witness: a witness serves no metrics" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if $v.tunnel.transportServerClaim.enabled -}}
+{{- fail "tunnel.transportServerClaim.enabled does not go with site.role witness: nobody connects to a database there" -}}
 {{- end -}}
 {{- end -}}
 

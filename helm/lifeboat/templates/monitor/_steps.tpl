@@ -3,10 +3,15 @@ The steps of the monitor. The CronJob has a container for each, the Deployment r
 written here once for both.
 */}}
 
-{{/* Where there is a monitor: a CronJob only watches, so it has nothing to do on an active site; a Deployment also tells who leads. */}}
+{{/*
+Where there is a monitor: a CronJob only watches, so it has nothing to do on an active site; a Deployment also tells who leads. A
+witness is asked by the monitor of the standby site.
+*/}}
 {{- define "lifeboat.monitorRuns" -}}
-{{- if or (eq .Values.monitor.kind "Deployment") (and (eq .Values.monitor.kind "CronJob") (eq .Values.site.role "standby")) -}}
+{{- if or (eq .Values.site.role "standby") (and (eq .Values.site.role "active") (eq .Values.monitor.kind "Deployment")) -}}
+{{- if ne .Values.monitor.kind "none" -}}
 true
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
