@@ -14,8 +14,8 @@ help: ## explain the targets
 	@echo
 	@echo 'Start with `make demo`. All caches are in $(LIFEBOAT_CACHE).'
 
-demo: build ## two clusters, a database, a real failover, shown step by step
-	images/build && tests/demo
+demo: $(if $(GOLD_CONTEXT),,build) ## two clusters, a database, a real failover, shown step by step (GOLD_CONTEXT, GOLDDR_CONTEXT: on yours)
+	$(if $(GOLD_CONTEXT),,images/build &&) tests/demo
 
 test: ## install what is needed and run everything: lint, unit, chart, two real clusters
 	tests/run
@@ -38,8 +38,8 @@ images: build ## build both images; with REGISTRY (and PUSH=1) by docker, podman
 clusters: setup ## start the two test clusters
 	tests/clusters/up && images/build --variant all && tests/clusters/load-image
 
-e2e: images clusters ## the suite on two real clusters
-	cargo test --locked --features kill-points --test e2e -- --test-threads=1 --nocapture
+e2e: $(if $(GOLD_CONTEXT),,images clusters) ## the suite on two real clusters; what can be of it on yours (GOLD_CONTEXT, GOLDDR_CONTEXT)
+	cargo test --locked --features kill-points --test e2e -- --test-threads=1 --nocapture $(if $(GOLD_CONTEXT),chart::)
 
 clean-clusters: ## end the test clusters and remove their data
 	tests/clusters/down
