@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 TARGET := x86_64-unknown-linux-musl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint unit chart e2e images clusters clean-clusters demo bench soak
+.PHONY: help setup build test lint unit chart e2e images clusters clean-clusters demo bench bench-failovers soak
 
 help: ## explain the targets
 	@echo 'Lifeboat keeps a PostgreSQL application recoverable. As root on Debian, with git, make, rustup and Go:'
@@ -44,8 +44,11 @@ e2e: $(if $(GOLD_CONTEXT),,images clusters) ## the suite on two real clusters; w
 clean-clusters: ## end the test clusters and remove their data
 	tests/clusters/down
 
-bench: images ## measure ours and the peers' in one run, into benches/results.md
-	benches/run
+bench: images ## measure ours and the peers' in one run (some minutes), then failovers
+	benches/run && benches/failovers
+
+bench-failovers: images ## RUNS=10 failovers each by link and by power, CronJob and Deployment (2 hours), into benches/failovers.md
+	benches/failovers
 
 soak: images clusters ## long random runs on the two test clusters, into benches/soak.md
 	tests/soak
