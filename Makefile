@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 TARGET := x86_64-unknown-linux-musl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint unit chart e2e images clusters clean-clusters demo bench soak
+.PHONY: help setup build test lint unit chart e2e images clusters clean-clusters demo bench bench-failovers soak
 
 help: ## explain the targets
 	@echo 'Lifeboat keeps a PostgreSQL application recoverable. As root on Debian, with git, make, rustup and Go:'
@@ -14,8 +14,8 @@ help: ## explain the targets
 	@echo
 	@echo 'Start with `make demo`. All caches are in $(LIFEBOAT_CACHE).'
 
-demo: build ## two clusters, a database, a real failover, shown step by step
-	images/build && tests/demo
+demo: $(if $(GOLD_CONTEXT),,build) ## two clusters, a database, a real failover, shown step by step (GOLD_CONTEXT, GOLDDR_CONTEXT: on yours)
+	$(if $(GOLD_CONTEXT),,images/build &&) tests/demo
 
 test: ## install what is needed and run everything: lint, unit, chart, two real clusters
 	tests/run
@@ -38,14 +38,17 @@ images: build ## build both images; with REGISTRY (and PUSH=1) by docker, podman
 clusters: setup ## start the two test clusters
 	tests/clusters/up && images/build --variant all && tests/clusters/load-image
 
-e2e: images clusters ## the suite on two real clusters
-	cargo test --locked --features kill-points --test e2e -- --test-threads=1 --nocapture
+e2e: $(if $(GOLD_CONTEXT),,images clusters) ## the suite on two real clusters; what can be of it on yours (GOLD_CONTEXT, GOLDDR_CONTEXT)
+	cargo test --locked --features kill-points --test e2e -- --test-threads=1 --nocapture $(if $(GOLD_CONTEXT),chart::)
 
 clean-clusters: ## end the test clusters and remove their data
 	tests/clusters/down
 
-bench: images ## measure ours and the peers' in one run, into benches/results.md
-	benches/run
+bench: images ## measure ours and the peers' in one run (some minutes), then failovers
+	benches/run && benches/failovers
+
+bench-failovers: images ## RUNS=10 failovers each by link and by power, CronJob and Deployment (2 hours), into benches/failovers.md
+	benches/failovers
 
 soak: images clusters ## long random runs on the two test clusters, into benches/soak.md
 	tests/soak

@@ -12,6 +12,7 @@
 
 mod chain;
 mod chart;
+mod deployment;
 mod follow;
 mod monitor;
 mod no_promotion;

@@ -12,8 +12,8 @@ use crate::{
     chain::{Chain, Ended},
     sql::Session,
     system::{
-        Background, LIFEBOAT, address, await_condition, cluster_script, json, kubeconfig, processes_named, project,
-        run, signal, tool, try_run,
+        Background, LIFEBOAT, address, await_condition, cluster_script, forward, json, kubeconfig, own_clusters,
+        processes_named, project, run, signal, tool, try_run,
     },
 };
 
@@ -125,6 +125,10 @@ impl Site {
 
     pub fn try_session(self, user: &str, dbname: &str) -> Result<Session, String> {
         let role = if user == "postgres" { "superuser" } else { user };
+        if own_clusters() {
+            let (port, way) = forward(self.name, NAMESPACE, "lifeboat-primary", 5432)?;
+            return Ok(Session::open("127.0.0.1", port, user, &self.password(role), dbname)?.through(way));
+        }
         Session::open(&self.host(), self.node_port(), user, &self.password(role), dbname)
     }
 
@@ -171,7 +175,7 @@ impl Pair {
             GOLDDR.annotate_record(annotation);
         }
         hasten_streaming();
-        let witness = Witness::start(WITNESS_PORT, GOLD.node_port());
+        let witness = if own_clusters() { Witness::nowhere() } else { Witness::start(WITNESS_PORT, GOLD.node_port()) };
         Self { installed, witness }
     }
 
@@ -184,7 +188,7 @@ impl Pair {
 /// At the third place, until dropped.
 pub struct Witness {
     pub url: String,
-    _process: Background,
+    _process: Option<Background>,
 }
 
 impl Witness {
@@ -201,7 +205,12 @@ impl Witness {
         await_condition("the witness", Duration::from_secs(10), || {
             std::net::TcpStream::connect(&place).map(drop).map_err(|error| error.to_string())
         });
-        Self { url: format!("http://{place}"), _process: process }
+        Self { url: format!("http://{place}"), _process: Some(process) }
+    }
+
+    /// Clusters of the user's own have no third place.
+    fn nowhere() -> Self {
+        Self { url: "http://witness.invalid".to_owned(), _process: None }
     }
 }
 
@@ -246,7 +255,8 @@ pub fn await_streaming() {
 /// A WAL receiver that asked for a connection while the link was cut asks again only seconds after it is whole. Another one asks
 /// at once.
 pub fn hasten_streaming() {
-    if let Some(leader) = GOLDDR.leader()
+    if !own_clusters()
+        && let Some(leader) = GOLDDR.leader()
         && GOLDDR.session().query("SELECT FROM pg_stat_wal_receiver").is_empty()
     {
         signal("-TERM", &processes_named("walreceiver", &leader, NAMESPACE));
@@ -258,6 +268,9 @@ fn install_both() -> Vec<Ended> {
     try_run(&mut cluster_script("status"))
         .unwrap_or_else(|text| panic!("the clusters are not up: run `make clusters`\n{text}"));
     let begun = Instant::now();
+    if own_clusters() {
+        run(cluster_script("claim").arg(NAMESPACE));
+    }
     for site in [GOLD, GOLDDR] {
         remove(site);
         let manifest = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": {
@@ -272,7 +285,12 @@ fn install_both() -> Vec<Ended> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), copy.to_string()).unwrap();
     GOLDDR.kubectl(&["apply", "-f", file.path().to_str().unwrap()]);
-    let runs = install_standby_watched();
+    let runs = if own_clusters() {
+        install_standby();
+        Vec::new()
+    } else {
+        install_standby_watched()
+    };
     println!("both sites installed in {:?}, {} runs of the monitor meanwhile", begun.elapsed(), runs.len());
     runs
 }
@@ -295,7 +313,9 @@ pub fn install(site: Site, more: &[&str]) {
     let values = project(&format!("helm/lifeboat/values-{}.yaml", site.name));
     let chart = project("helm/lifeboat");
     let common = ["install", SCOPE, chart.to_str().unwrap(), "-f", values.to_str().unwrap(), "--wait", "--timeout=3m"];
-    site.helm(&[&common, more].concat());
+    let own = std::env::var(format!("{}_VALUES", site.name.to_uppercase())).unwrap_or_default();
+    let own = if own.is_empty() { Vec::new() } else { vec!["-f", &own] };
+    site.helm(&[&common, &own[..], more].concat());
 }
 
 /// An upgrade with the values of before and these. It must restart nothing.

@@ -5,10 +5,13 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
+use crate::system::Background;
+
 /// A session that drives itself on a runtime of its own.
 pub struct Session {
     client: Client,
     runtime: Runtime,
+    _way: Option<Background>,
 }
 
 impl Session {
@@ -31,7 +34,12 @@ impl Session {
                     .map_or_else(|| error.to_string(), |e| format!("{}: {}", e.code().code(), e.message()))
             })?;
         runtime.spawn(connection);
-        Ok(Self { client, runtime })
+        Ok(Self { client, runtime, _way: None })
+    }
+
+    /// With a process that must live as long as the session.
+    pub fn through(self, way: Background) -> Self {
+        Self { _way: Some(way), ..self }
     }
 
     /// Runs statements; the rows of the last one, columns joined by `|`.

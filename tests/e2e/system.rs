@@ -2,9 +2,10 @@
 
 use std::{
     fs::{File, TryLockError},
+    io::{BufRead, BufReader},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
-    sync::LazyLock,
+    sync::{LazyLock, OnceLock},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -35,7 +36,18 @@ fn state() -> PathBuf {
     cache().join(if pair_number() == 0 { "clusters".to_owned() } else { format!("clusters-{}", pair_number()) })
 }
 
+/// Two clusters of the user's own in place of the test clusters. What they cannot, `tests/own-clusters` says.
+pub fn own_clusters() -> bool {
+    let named = |context| std::env::var_os(context).is_some_and(|name| !name.is_empty());
+    named("GOLD_CONTEXT") || named("GOLDDR_CONTEXT")
+}
+
 pub fn kubeconfig() -> PathBuf {
+    static OWN: OnceLock<PathBuf> = OnceLock::new();
+    if own_clusters() {
+        return OWN.get_or_init(|| run(cluster_script("kubeconfig").stderr(Stdio::inherit())).trim().into()).clone();
+    }
+    LazyLock::force(&ALONE);
     state().join("kubeconfig")
 }
 
@@ -65,14 +77,19 @@ pub fn address(place: &str) -> String {
 
 /// A tool of the test clusters, such as kubectl.
 pub fn tool(name: &str) -> Command {
-    LazyLock::force(&ALONE);
-    let mut command = Command::new(cache().join("bin").join(name));
+    let pinned = cache().join("bin").join(name);
+    let mut command = Command::new(if pinned.exists() { pinned } else { name.into() });
     command.env("KUBECONFIG", kubeconfig());
     command
 }
 
-/// A script of `tests/clusters`.
+/// A script of `tests/clusters`, or what clusters of the user's own have in its place.
 pub fn cluster_script(name: &str) -> Command {
+    if own_clusters() {
+        let mut command = Command::new(project("tests/own-clusters"));
+        command.arg(name);
+        return command;
+    }
     LazyLock::force(&ALONE);
     Command::new(project("tests/clusters").join(name))
 }
@@ -129,6 +146,27 @@ impl Drop for Background {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// A port of this machine that leads to a Service, and the process that makes it so.
+pub fn forward(context: &str, namespace: &str, service: &str, port: u16) -> Result<(u16, Background), String> {
+    let mut command = tool("kubectl");
+    command.args([
+        "--context",
+        context,
+        "-n",
+        namespace,
+        "port-forward",
+        &format!("service/{service}"),
+        &format!(":{port}"),
+    ]);
+    let mut process = Background::start(command.stdout(Stdio::piped()).stderr(Stdio::null()));
+    let mut line = String::new();
+    let mut said = BufReader::new(process.0.stdout.take().unwrap());
+    said.read_line(&mut line).map_err(|error| error.to_string())?;
+    process.0.stdout = Some(said.into_inner()); // closed, it would end the process at its next word
+    let port = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split(' ').next()?.parse().ok());
+    Ok((port.ok_or_else(|| format!("no way to {service} of {context}: {line:?}"))?, process))
 }
 
 /// All processes of a member's container, found by Patroni's environment and its pid namespace. The address tells this pair's from
