@@ -171,7 +171,10 @@ nothing and reads no table of the application by SQL, but it is not a harmless o
 {{ include "lifeboat.followSiteArgs" . }}
 {{- if eq .Values.site.role "standby" }}
 {{ include "lifeboat.peerArgs" . }}
+{{- /* Of an attached Patroni nobody knows whether its peer has such a slot: it keeps the one that it has, or none. */}}
+{{- if .Values.patroni.enabled }}
 - --slot={{ include "lifeboat.slot" .Values.site.name }}
+{{- end }}
 {{- end }}
 {{- end -}}
 

@@ -69,7 +69,10 @@ true
 {{- define "lifeboat.monitorFollowArgs" -}}
 {{ include "lifeboat.followSiteArgs" . }}
 - --host={{ include "lifeboat.peerHost" . }}
+{{- /* Of an attached Patroni nobody knows whether its peer has such a slot: it keeps the one that it has, or none. */}}
+{{- if .Values.patroni.enabled }}
 - --slot={{ include "lifeboat.slot" .Values.site.name }}
+{{- end }}
 - --probe-file=/intercom/probe.json
 {{- with include "lifeboat.localTlsArgs" . }}
 {{ . }}
