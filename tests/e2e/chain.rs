@@ -1,7 +1,7 @@
 //! The monitor's chain run by hand on GoldDR's node: the binary with the kill points, the clusters' own network and records.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -99,6 +99,15 @@ impl Chain {
         assert_eq!((&record["phase"], &record["failures"]), (&"watching".into(), &0.into()), "{record:#}");
         assert!(record["last_good"]["local_lsn"].is_string(), "{record:#}");
         chain
+    }
+
+    /// A kubeconfig by which GoldDR's API server is not found.
+    pub fn without_api_server(&self) -> PathBuf {
+        let file = self.dir().join("kubeconfig");
+        let text = std::fs::read_to_string(kubeconfig_path()).unwrap();
+        std::fs::write(&file, text.replace(&format!("{}:6443", GOLDDR.host()), &format!("{}:6444", GOLDDR.host())))
+            .unwrap();
+        file
     }
 
     pub fn dir(&self) -> &Path {

@@ -97,6 +97,11 @@ fn run_killed_after_each_step_and_run_again_finishes_and_promotes_once() {
     let before: u32 = GOLDDR.session().one("SELECT timeline_id FROM pg_control_checkpoint()").parse().unwrap();
     let config_before = GOLDDR.config_text();
     let _cuts = chain.isolate_gold();
+    // Gold is gone, and nothing but the API server is missing.
+    chain.probe(&[]);
+    let record = GOLDDR.record();
+    let blind = finish(chain.promote_command(&[]).env("KUBECONFIG", chain.without_api_server()));
+    assert_eq!((blind.code, GOLDDR.is_standby(), GOLDDR.record()), (Some(1), true, record), "{blind:#?}");
     for (step, phase, standby) in [
         ("decided", "suspect", true),
         ("recorded", "promoting", true),
