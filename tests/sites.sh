@@ -10,6 +10,17 @@ own_clusters() { [[ -n ${GOLD_CONTEXT:-}${GOLDDR_CONTEXT:-} ]]; }
 # clusters SCRIPT ARGUMENTS…: a script of tests/clusters, or what clusters of your own have in its place
 clusters() { if own_clusters; then "$here/../own-clusters" "$@"; else "$here/$1" "${@:2}"; fi; }
 
+# alone: while this program runs, neither the suite nor another demo or measurement works on the same pair: it would mend the links
+# that this one cuts (fd 7; tests/e2e holds the same lock)
+alone() {
+  own_clusters && return
+  mkdir -p "$state/locks"
+  exec 7>"$state/locks/e2e"
+  flock -n 7 && return
+  say 'another program works on these clusters; waiting for its end'
+  flock 7
+}
+
 on() { # SITE KUBECTL-ARGUMENTS…
   local site=$1
   shift

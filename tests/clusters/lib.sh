@@ -102,7 +102,7 @@ gone() { ! live_pid "$1" >/dev/null; }
 start_process() {
   local pidfile=$1 log=$2
   shift 2
-  setsid "$@" >"$log" 2>&1 </dev/null 8>&- 9>&- &
+  setsid "$@" >"$log" 2>&1 </dev/null 7>&- 8>&- 9>&- &
   write_pid "$pidfile" $!
 }
 

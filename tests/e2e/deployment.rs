@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     chain::Chain,
-    pair::{GOLD, GOLDDR, Pair, SCOPE, cluster_ip},
+    pair::{GOLD, GOLDDR, Pair, SCOPE, cluster_ip, upgrade},
     promotion::{audit, cut_gold},
     system::{Cut, await_condition, cluster_script, json, project, run, tool, try_run},
 };
@@ -27,7 +27,7 @@ struct Deployed;
 impl Deployed {
     fn new(values: &str) -> Self {
         let deployed = Self;
-        upgrade(&format!("monitor.kind=Deployment,monitor.suspend=false,{values}"));
+        upgrade(GOLDDR, &["--set", &format!("monitor.kind=Deployment,monitor.suspend=false,{values}")]);
         deployed
     }
 }
@@ -35,16 +35,10 @@ impl Deployed {
 impl Drop for Deployed {
     fn drop(&mut self) {
         if GOLDDR.is_standby() {
-            upgrade("monitor.kind=CronJob,monitor.suspend=true,monitor.for=60s,monitor.every=5s");
+            let before = "monitor.kind=CronJob,monitor.suspend=true,monitor.for=60s,monitor.every=5s";
+            upgrade(GOLDDR, &["--set", before]);
         }
     }
-}
-
-fn upgrade(values: &str) {
-    let chart = project("helm/lifeboat");
-    let words =
-        ["upgrade", SCOPE, chart.to_str().unwrap(), "--reuse-values", "--wait", "--timeout=3m", "--set", values];
-    GOLDDR.helm(&words);
 }
 
 /// The only pod of the monitor.
