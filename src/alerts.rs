@@ -95,6 +95,15 @@ pub struct AlertOptions {
     pub ping_url_file: Option<PathBuf>,
 }
 
+/// What became of an alert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// Every channel took it.
+    pub everywhere: bool,
+    /// At least one took it, or there is none.
+    pub somewhere: bool,
+}
+
 /// Sends what a report asks for.
 #[derive(Debug, Clone)]
 pub struct Alerter {
@@ -130,8 +139,8 @@ impl Alerter {
         }
     }
 
-    /// Sends one alert, and writes into the report what became of it; false where a channel did not take it.
-    pub async fn send_one(&self, command: &str, alert: &Alert, report: &mut Report, cluster: Option<&Cluster>) -> bool {
+    /// Sends one alert, and writes into the report what became of it.
+    pub async fn send_one(&self, command: &str, alert: &Alert, report: &mut Report, cluster: Option<&Cluster>) -> Sent {
         // ERROR is for what a person must look at.
         match alert.severity {
             Severity::Warning => error!(kind = alert.kind, "{}", alert.summary),
@@ -147,13 +156,14 @@ impl Alerter {
             let result = http::post_json(url.expose_secret().to_owned(), body, TIMEOUT).await;
             channels.insert("webhook".to_owned(), json!(delivery(&result)));
         }
-        let delivered = channels.values().all(|told| told == DELIVERED);
+        let taken = channels.values().filter(|told| *told == DELIVERED).count();
+        let sent = Sent { everywhere: taken == channels.len(), somewhere: taken > 0 || channels.is_empty() };
         let told = json!({ "kind": alert.kind, "sent": channels });
         match report.details.entry("alerts").or_insert_with(|| json!([])) {
             Value::Array(all) => all.push(told),
             other => *other = told,
         }
-        delivered
+        sent
     }
 }
 

@@ -167,11 +167,13 @@ impl Session {
         }
     }
 
-    /// Sends the report's alerts now.
-    pub async fn send(&self, command: &str, report: &mut Report) {
+    /// Sends the report's alerts now; false where nobody heard of one.
+    pub async fn send(&self, command: &str, report: &mut Report) -> bool {
+        let mut heard = true;
         for alert in std::mem::take(&mut report.alerts).into_iter().filter(|_| !self.dry_run) {
-            self.alerter.send_one(command, &alert, report, self.cluster.get()).await;
+            heard &= self.alerter.send_one(command, &alert, report, self.cluster.get()).await.somewhere;
         }
+        heard
     }
 
     /// Sends the report's alerts now, each at most once in `repeat` as the record of the site of `scope` has it. One that was not
@@ -197,8 +199,8 @@ impl Session {
                 (None, Some((_, map))) => alert.about(Some(map.event_target())),
                 _ => alert,
             };
-            let delivered = self.alerter.send_one(command, &alert, report, cluster).await;
-            if let Some(cluster) = cluster.filter(|_| delivered && found.is_some()) {
+            let sent = self.alerter.send_one(command, &alert, report, cluster).await;
+            if let Some(cluster) = cluster.filter(|_| sent.everywhere && found.is_some()) {
                 remember_alert(cluster, scope, &alert.kind).await;
             }
         }

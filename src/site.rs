@@ -296,6 +296,7 @@ impl SiteRecord {
         match kind {
             "Promoted" => return self.promotion.as_ref().is_some_and(|promotion| promotion.announced.is_some()),
             "PeerMoved" => return false,
+            "PeerBack" => return !self.owes_all_clear(),
             _ => {}
         }
         let repeat = SignedDuration::try_from(repeat).unwrap_or(SignedDuration::MAX);
@@ -427,6 +428,7 @@ mod tests {
         assert!(!record.owes_all_clear());
         record.remember_alert("AwaitingApproval", at(4));
         assert!(record.owes_all_clear());
+        assert!(!record.knows_alert("PeerBack", at(5), Duration::from_hours(1)), "the second outage within the hour");
     }
 
     #[test]

@@ -197,9 +197,10 @@ impl Monitor {
         let mut report = Report::new(Conclusion::Failed, reason.clone());
         // The site's record, which would remember it, may be out of reach too.
         if told.blind.is_none_or(|when| when.elapsed() >= ALERT_REPEAT) {
-            told.blind = Some(Instant::now());
             report.alerts.push(Alert::warning("ProbeBlind", reason).about(EventTarget::own_pod()));
-            session.tell("monitor", &mut report, &self.scope, ALERT_REPEAT).await;
+            if session.send("monitor", &mut report).await {
+                told.blind = Some(Instant::now());
+            }
         }
         if told.ping_is_due(report.conclusion) {
             session.ping("monitor", &mut report).await;

@@ -108,8 +108,10 @@ impl TlsReload {
             if known.is_some_and(|when| when.elapsed() < self.alert_repeat) {
                 report.alerts.clear();
             } else if known.is_none() || !report.alerts.is_empty() {
-                last = Some((report.reason.clone(), clock));
-                session.send(NAME, &mut report).await;
+                // Whom nobody heard is told again by the next look.
+                if session.send(NAME, &mut report).await {
+                    last = Some((report.reason.clone(), clock));
+                }
                 Outcome::new(NAME, started, clock.elapsed(), &report).print();
             }
             tokio::time::sleep(every).await;

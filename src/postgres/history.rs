@@ -1,4 +1,4 @@
-//! How a database came to its timeline: who is a later self of whom is told by this alone, as two branches may reach one number.
+//! How a database came to its timeline: two branches may reach one number, and are told apart by where they branched off.
 
 use std::{
     path::Path,
@@ -54,7 +54,8 @@ impl History {
         told.split_once('\t').context("psql told no history")?.1.parse()
     }
 
-    /// Whether a server with this history was once what a server on `timeline` with the history `ours` is.
+    /// Whether a server with this history may once have been what a server on `timeline` with the history `ours` is. Two branches that left at the
+    /// very same position have equal histories: these are not told apart.
     #[must_use]
     pub fn descends_from(&self, timeline: Timeline, ours: &Self) -> bool {
         self.0.starts_with(&ours.0) && self.0.get(ours.0.len()).is_some_and(|switch| switch.timeline == timeline)

@@ -119,7 +119,7 @@ impl Follow {
             return None;
         };
         let timeline = facts.timeline();
-        if !facts.was_promoted() || theirs <= timeline {
+        if !self.may_be_outlived(facts) || theirs <= timeline {
             return None;
         }
         let look = async {
@@ -130,6 +130,12 @@ impl Follow {
             anyhow::Ok(History::ask(server, theirs, HISTORY_TIMEOUT).await?.descends_from(timeline, &ours))
         };
         look.await.map_err(|error| warn!("the peer's history is not known: {error:#}")).ok()
+    }
+
+    /// Only where this site was promoted and then made the active one of its release, as the way back says, somebody may have made the peer its
+    /// standby. Before that, whatever leads there is the old branch; its history may be equal to ours where it branched off at the same position.
+    fn may_be_outlived(&self, facts: &Facts) -> bool {
+        facts.was_promoted() && self.role == Role::Active
     }
 
     fn peer_server(&self) -> anyhow::Result<Server> {
@@ -206,10 +212,11 @@ impl Follow {
             return None;
         }
         // A promoted site holds the accepted writes: a number that the other branch reached by itself must not end it.
-        let outlived = facts.outlived == Some(true);
-        if facts.was_promoted() && !outlived {
-            let untold =
-                matches!(says, Peer::Ours { timeline: theirs, .. } if theirs > timeline) && facts.outlived.is_none();
+        // Beside a leader of its own site a member only follows.
+        let asked = self.may_be_outlived(facts) && !facts.led;
+        if facts.was_promoted() && !(asked && facts.outlived == Some(true)) {
+            let higher = matches!(says, Peer::Ours { timeline: theirs, .. } if theirs > timeline);
+            let untold = asked && higher && facts.outlived.is_none();
             return untold.then(|| {
                 Birth::Unsure(format!(
                     "{place} is on a higher timeline of this database than promoted site {site} (ours is {timeline}), and its history could not be \
@@ -293,6 +300,13 @@ mod tests {
         let unsure = |facts: &Facts| matches!(follow(Role::Active).decide_birth(facts), Birth::Unsure(_));
         assert!(unsure(&met(peer(7, 3, true), Some(true))) && unsure(&met(peer(7, 3, false), None)));
         assert!(held(&Facts { held: true, ..promoted(None) }), "it was held so");
+        let beside_its_leader = Facts { led: true, ..met(peer(7, 3, false), Some(true)) };
+        assert!(starts(&beside_its_leader), "no second primary");
+        let yet_a_standby = follow(Role::Standby).decide_birth(&met(peer(7, 3, false), Some(true)));
+        assert!(
+            matches!(yet_a_standby, Birth::AsItIs(_)),
+            "nobody made the peer its standby yet: that is the old branch"
+        );
         let emptied = Facts { held: true, peer: peer(7, 3, false), ..Facts::default() };
         assert!(held(&emptied), "no new primary beside the peer");
         let followed = Facts { held: true, phase: Some(Phase::Following), peer: peer(7, 3, false), ..Facts::default() };

@@ -18,7 +18,7 @@ use crate::{
     outcome::{Conclusion, Refused, Report, Unverified},
     patroni::{ClusterConfig, Document, LeaderRecord, Member, MemberRole, StandbyCluster},
     postgres::{self, Server, simple_row},
-    site::Phase,
+    site::{Phase, SiteRecord},
 };
 
 const POLL: Duration = Duration::from_secs(1);
@@ -45,9 +45,18 @@ impl Follow {
             let Some((map, config)) = self.wait_for_configuration(cluster, deadline).await? else {
                 return Ok(not_born_yet(&self.scope.0, self.wait));
             };
-            let phase = cluster.find_site_record(&self.scope).await?.map(|(record, _)| record.phase);
-            let outage = phase.filter(|phase| config.standby_cluster.is_some() && phase.is_outage());
-            let standby = self.is_standby(phase, &config);
+            let record = cluster.find_site_record(&self.scope).await?.map(|(record, _)| record);
+            let phase = record.as_ref().map(|record| record.phase);
+            let standby = self.is_standby(record.as_ref().map(SiteRecord::standing), &config);
+            let away = match phase {
+                Some(Phase::Held) => {
+                    Some("this site is held: its members do not start, so whether they work was not asked".to_owned())
+                }
+                Some(phase) if config.standby_cluster.is_some() && phase.is_outage() => Some(format!(
+                    "the phase is {phase}: the monitor does not reach the peer, so whether it streams was not asked"
+                )),
+                _ => None,
+            };
             if standby && config.standby_cluster.is_none() && !config.sed_leftover {
                 return Err(anyhow!(
                     "this site has role standby, but its cluster leads: it has no standby_cluster. Making it a standby again would \
@@ -57,7 +66,7 @@ impl Follow {
             }
             let peer = match &config.standby_cluster {
                 // The monitor is about to decide what becomes of it.
-                _ if outage.is_some() => None,
+                _ if away.is_some() => None,
                 Some(now) if standby && !now.is_one_place() => {
                     warn!("{}", leaves(now));
                     None
@@ -78,15 +87,13 @@ impl Follow {
                     result => result?,
                 };
                 info!("changed {}", mending.changes.join(", "));
-                if config.standby_cluster.is_some() {
+                if config.standby_cluster.is_some() && phase != Some(Phase::Held) {
                     self.wait_for_rounds(cluster, ROUNDS_UNTIL_TOLD, deadline).await?;
                 }
             }
-            let state = match outage {
+            let state = match away {
                 // Nobody can stream from a peer that is away: an upgrade during an outage need not wait for it, and must not fail.
-                Some(phase) => format!(
-                    "the phase is {phase}: the monitor does not reach the peer, so whether it streams was not asked"
-                ),
+                Some(why) => why,
                 None => self.wait_until_it_works(cluster, config.standby_cluster.is_some(), deadline).await?,
             };
             return Ok(done(phase, &state, &mending.changes));
