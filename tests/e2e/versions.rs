@@ -2,13 +2,8 @@
 //! both sites in a namespace of its own, with one member for each site, and ends with a promotion.
 
 use std::{
-    io::{BufRead, BufReader, Read},
     path::PathBuf,
     process::{Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     thread,
     time::{Duration, Instant},
 };
@@ -338,41 +333,24 @@ impl<'a> Chain<'a> {
         command
     }
 
-    /// Somebody else changes Patroni's configuration until the run says that it had to observe again.
+    /// Somebody else changes Patroni's configuration between the last look and the patch: the run has to observe again.
     fn promote_disturbed(&self) -> Ended {
         let golddr = self.trial.golddr;
+        let paused = self.dir.path().join("paused");
         let mut command = self.promote();
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let seen = Arc::new(AtomicBool::new(false));
-        let log = {
-            let (seen, errors) = (Arc::clone(&seen), child.stderr.take().unwrap());
-            let wanted = format!("ConfigMap {}-config changed since it was read; observing again", golddr.scope);
-            thread::spawn(move || {
-                let mut log = String::new();
-                for line in BufReader::new(errors).lines().map_while(Result::ok) {
-                    if line.contains(&wanted) {
-                        seen.store(true, Ordering::Relaxed);
-                    }
-                    log = log + &line + "\n";
-                }
-                log
-            })
-        };
-        let mut map = golddr.map("config");
-        while !seen.load(Ordering::Relaxed) && child.try_wait().unwrap().is_none() {
-            let more = |config: &mut Value| {
-                let bytes = config["maximum_lag_on_failover"].as_u64().unwrap_or_default();
-                config["maximum_lag_on_failover"] = json!(bytes + 1);
-            };
-            map = golddr.try_write_config(&map, more).unwrap_or_else(|_| golddr.map("config"));
-        }
-        let mut stdout = String::new();
-        child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
-        let code = child.wait().unwrap().code();
-        let log = log.join().unwrap();
-        assert!(seen.load(Ordering::Relaxed), "the run never met the changes: {log}");
-        Ended { code, outcome: json(stdout.trim()), log }
+        command.env("LIFEBOAT_PAUSE_AT", "rechecked").env("LIFEBOAT_PAUSE_FILE", &paused);
+        let ended = thread::scope(|scope| {
+            let run = scope.spawn(|| finish(&mut command));
+            await_condition("the run has looked for the last time", Duration::from_secs(30), || {
+                if paused.exists() || run.is_finished() { Ok(()) } else { Err("not yet".to_owned()) }
+            });
+            golddr.change_config(|config| config["maximum_lag_on_failover"] = json!(1_048_577));
+            let _ = std::fs::remove_file(&paused);
+            run.join().unwrap()
+        });
+        let wanted = format!("ConfigMap {}-config changed since it was read; observing again", golddr.scope);
+        assert!(ended.log.contains(&wanted), "the run never met the change: {ended:#?}");
+        ended
     }
 }
 
