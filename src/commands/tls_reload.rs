@@ -22,7 +22,7 @@ use crate::{
     cli::Session,
     flags, http,
     kubernetes::EventTarget,
-    outcome::{Misconfigured, Outcome, Report, Unverified},
+    outcome::{Conclusion, Misconfigured, Outcome, Report, Unverified},
 };
 
 const NAME: &str = "tls-reload";
@@ -80,8 +80,10 @@ struct Facts {
 /// What follows from them.
 #[derive(Debug, PartialEq, Eq)]
 enum Plan {
-    /// Each server that answers shows what is in its files.
+    /// Each server shows what is in its files.
     Nothing(String),
+    /// One does not answer, so what it serves is not known. It reads its files when it starts: nothing to reload.
+    Unseen(String),
     /// These do not.
     Reload(Vec<&'static str>),
     /// The files, or a server, need a person. A reload would end the REST API, or change nothing.
@@ -122,6 +124,7 @@ impl TlsReload {
         let servers = self.observe().await;
         let stale = match decide(&servers) {
             Plan::Nothing(why) => return Ok(Report::nothing_to_do(why)),
+            Plan::Unseen(why) => return Ok(Report::new(Conclusion::Unverified, why)),
             Plan::Mend(why) => return Err(anyhow!(why).context(Misconfigured)),
             Plan::Reload(stale) => stale,
         };
@@ -190,16 +193,15 @@ fn decide(servers: &[Facts]) -> Plan {
     if let Some((name, error)) = servers.iter().find_map(|server| Some((server.name, server.shown.as_ref().err()?))) {
         return Plan::Mend(format!("{name} does not serve TLS: {error:#}"));
     }
-    // One that is down reads its files when it starts.
     let (up, down): (Vec<_>, Vec<_>) = servers.iter().partition(|server| !matches!(server.shown, Ok(None)));
     let stale: Vec<_> = up.iter().filter(|server| !server.is_current()).map(|server| server.name).collect();
     if !stale.is_empty() {
         return Plan::Reload(stale);
     }
-    Plan::Nothing(match down.first() {
-        Some(server) => format!("{} does not answer at {}", server.name, server.address),
-        None => "what is served is what the files have".to_owned(),
-    })
+    match down.first() {
+        Some(server) => Plan::Unseen(format!("{} does not answer at {}", server.name, server.address)),
+        None => Plan::Nothing("what is served is what the files have".to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -221,9 +223,8 @@ mod tests {
 
     #[test]
     fn reload_follows_only_where_a_living_server_shows_another_certificate_and_all_files_fit() {
-        let nothing = |what: &str| Plan::Nothing(what.to_owned());
-        let same = nothing("what is served is what the files have");
-        let down = nothing("a does not answer at 192.0.2.1:5432");
+        let same = Plan::Nothing("what is served is what the files have".to_owned());
+        let down = Plan::Unseen("a does not answer at 192.0.2.1:5432".to_owned());
         for (a, b, plan) in [
             ((Ok(1), Ok(Some(1))), (Ok(2), Ok(Some(2))), same),
             ((Ok(1), Ok(Some(1))), (Ok(2), Ok(Some(1))), Plan::Reload(vec!["b"])),

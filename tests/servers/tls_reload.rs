@@ -98,7 +98,7 @@ fn certificate_that_is_not_served_in_time_is_unverified() {
 fn server_that_is_down_or_without_tls_is_told() {
     let renewal = Renewal::start(true);
     let down = Ended::of(&mut renewal.command(&["--postgresql-port=1"]));
-    assert!(down.assert_code(0).stdout.contains("PostgreSQL does not answer"), "{}", down.stdout);
+    assert!(down.assert_code(4).stdout.contains("PostgreSQL does not answer"), "{}", down.stdout);
     let plain = Postgres::shared();
     let ended = Ended::of(&mut renewal.command(&["--postgresql-port", &plain.port.to_string()]));
     assert!(ended.assert_code(2).stdout.contains("does not serve TLS"), "{}", ended.stdout);
