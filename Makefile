@@ -43,6 +43,7 @@ e2e: $(if $(GOLD_CONTEXT),,images clusters) ## the suite on two real clusters; w
 
 clean-clusters: ## end the test clusters and remove their data
 	tests/clusters/down
+	LIFEBOAT_PAIR=$${LIFEBOAT_SECOND_PAIR:-9} tests/clusters/down
 
 bench: images ## measure ours and the peers' in one run (some minutes), then failovers
 	benches/run && benches/failovers

@@ -349,6 +349,9 @@ pub fn install_standby() {
 /// A promoted site can't be made a standby in place: it gets new volumes and a new record.
 fn reinstall_standby() {
     let begun = Instant::now();
+    // Behind a cut link Gold's end of the old connection would keep the slot for half a minute.
+    GOLD.session()
+        .query("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'golddr'");
     run(cluster_script("recycle-volumes").arg("golddr"));
     install_standby();
     println!("GoldDR installed anew in {:?}", begun.elapsed());

@@ -51,7 +51,7 @@ fn uninstall(site: Site) {
 
 /// Gold is lost, GoldDR promoted. Then Gold comes back by a restart of its members, then by an install over its kept volumes: it does not
 /// lead. GoldDR is uninstalled and installed anew over its volumes, beside an old configuration in its data directory: it stays the
-/// primary, with its rows. Without it Gold leads again.
+/// primary, with its rows. Without it Gold leads again. GoldDR over its volumes, but without its record, is refused.
 #[test]
 fn old_primary_that_returns_is_held_and_a_promoted_site_stays_primary() {
     let pair = Pair::ready();
@@ -100,4 +100,12 @@ fn old_primary_that_returns_is_held_and_a_promoted_site_stays_primary() {
             .map(drop)
     });
     assert_eq!(GOLD.record()["phase"], "watching", "{:#}", GOLD.record());
+
+    // GoldDR's volumes outlived the record that said whose data it is: neither overwritten nor led with.
+    GOLDDR.kubectl(&["delete", "configmap", "lifeboat-dr"]);
+    install(GOLDDR, &["--wait=false", "--no-hooks"]);
+    let (code, said) =
+        await_condition("what follow says to unknown data", Duration::from_mins(2), || follow_said(GOLDDR));
+    assert!(code == 3 && said.contains("whose data it is can't be known"), "{code}: {said}");
+    assert!(GOLDDR.leader().is_none_or(|leader| leader.is_empty()), "a member leads with unknown data");
 }
