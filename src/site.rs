@@ -133,6 +133,12 @@ pub struct PeerLease {
     pub renew_time: Option<String>,
     /// Since when it is seen so, by our clock.
     pub since: Timestamp,
+    /// When somebody was last seen to renew it, by our clock. The first sight says nothing: it may have been so for years.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewed: Option<Timestamp>,
+    /// Whose it is: context, namespace and scope. What was seen of another one says nothing of this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
 }
 
 /// One line of the audit.
@@ -283,7 +289,12 @@ impl SiteRecord {
         let others = self.witnesses.len() != before.witnesses.len()
             || self.witnesses.iter().any(|(url, now)| before.witnesses.get(url).is_none_or(|then| newer(*now, *then)));
         let lease = match (&self.peer_lease, &before.peer_lease) {
-            (Some(now), Some(then)) => now.leader != then.leader || newer(now.since, then.since),
+            (Some(now), Some(then)) => {
+                now.leader != then.leader
+                    || now.of != then.of
+                    || now.renewed.is_some() != then.renewed.is_some()
+                    || newer(now.since, then.since)
+            }
             (now, then) => now.is_some() != then.is_some(),
         };
         same != *before || better || others || lease
@@ -333,6 +344,13 @@ impl SiteRecord {
     fn told(&self, kind: &str) -> Option<Timestamp> {
         let last = self.last_alert.as_ref().filter(|last| last.kind == kind).map(|last| last.time);
         self.alerts.get(kind).copied().max(last)
+    }
+
+    /// Who besides this site last saw the peer alive, and when.
+    #[must_use]
+    pub fn seen_alive(&self) -> Option<(Timestamp, &str)> {
+        let lease = self.peer_lease.as_ref().and_then(|lease| Some((lease.renewed?, "its own API server")));
+        self.witnesses.iter().map(|(url, time)| (*time, url.as_str())).chain(lease).max()
     }
 
     /// Leaves `promoting` without a promotion: the epoch counts only those that took place.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -33,6 +33,9 @@ use crate::{
 
 /// Callers within this time share one probe: nobody can use the witness to hammer the peer.
 const SHARED_FOR: Duration = Duration::from_secs(1);
+
+/// `promote` waits this long for an answer: one that comes later is none.
+pub const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Answer over HTTP, from a third place, what can be seen of a site
 #[derive(Debug, clap::Args)]
@@ -77,6 +80,14 @@ struct Watch {
 impl Witness {
     /// Serves until it is stopped.
     pub async fn run(self, session: &Session) -> anyhow::Result<Report> {
+        let longest = self.timeout * self.attempts + self.interval * (self.attempts - 1);
+        if longest >= ANSWERS_WITHIN {
+            return misconfigured(Err(anyhow!(
+                "an answer about a dead peer would take {}, and promote waits {} for it: lower --attempts, --interval or --timeout",
+                flags::human(longest),
+                flags::human(ANSWERS_WITHIN)
+            )));
+        }
         let (host, port) = self.peer;
         let peer = format!("{host}:{port}");
         let password = misconfigured(self.credentials.password(&host, port))?;

@@ -41,6 +41,12 @@ fn gold_gone_beside_its_living_api_server_is_promoted_by_the_second_path() {
     let _pair = Pair::ready();
     let chain = Chain::calm_asking(&SECOND_PATH);
     assert_eq!(GOLDDR.record()["peer_lease"]["leader"].as_str().map(ToOwned::to_owned), GOLD.leader());
+    // The first sight of a lease says nothing of renewals.
+    await_condition("a run sees the lease renewed", Duration::from_secs(30), || {
+        chain.run(&[]);
+        let lease = GOLDDR.record()["peer_lease"].clone();
+        if lease["renewed"].is_string() { Ok(()) } else { Err(lease.to_string()) }
+    });
     let _stopped = Stopped::new(GOLD);
     let first = chain.run(&[]);
     assert_eq!((first.code, &first.outcome["phase"]), (Some(0), &"suspect".into()), "{first:#?}");

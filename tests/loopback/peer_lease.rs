@@ -18,8 +18,13 @@ use crate::{
 /// What the lease is at this time after the first look at it: its holder, if any, and its stamp.
 type Lease = Box<dyn Fn(Duration) -> (Option<&'static str>, Option<String>) + Send>;
 
-/// An API server that knows Patroni's two ConfigMaps and the leaders' pods; `ttl` 2 s, `loop_wait` 1 s.
+/// An API server that knows Patroni's two ConfigMaps of a cluster with the system id 7; `ttl` 2 s, `loop_wait` 1 s.
 fn peer(config: &str, lease: Lease) -> HttpServer {
+    peer_of("7", config, lease)
+}
+
+fn peer_of(id: &str, config: &str, lease: Lease) -> HttpServer {
+    let id = id.to_owned();
     let config = format!(r#"{{"ttl": 2, "loop_wait": 1{config}}}"#);
     let lease = Mutex::new((None::<Instant>, lease));
     HttpServer::start(move |request| {
@@ -29,7 +34,7 @@ fn peer(config: &str, lease: Lease) -> HttpServer {
             Some((200, map.to_string()))
         };
         match request.path.rsplit('/').next().unwrap() {
-            "demo-config" => map(json!({"config": config, "initialize": "7"})),
+            "demo-config" => map(json!({"config": config, "initialize": id})),
             "demo-leader" => {
                 let mut lease = lease.lock().unwrap();
                 let since = lease.0.get_or_insert_with(Instant::now).elapsed();
@@ -51,6 +56,10 @@ fn unrenewed() -> Lease {
     Box::new(|_| (Some("gold-0"), Some("new".to_owned())))
 }
 
+fn id(site: &Site) -> String {
+    site.standby.sql("SELECT system_identifier FROM pg_control_system()")
+}
+
 /// A person decides, with nothing changed; what the second path says, and how long the run took.
 fn ask(site: &Site, peer: &HttpServer, more: &[&str]) -> (bool, String, Duration) {
     let kubeconfig = site.kubeconfig_with("gold", &peer.url(""));
@@ -64,18 +73,23 @@ fn ask(site: &Site, peer: &HttpServer, more: &[&str]) -> (bool, String, Duration
     (passed, path["found"].as_str().unwrap().to_owned(), ended.took)
 }
 
-fn remember(site: &Site, leader: Option<&str>, stamp: Option<&str>) {
-    let since = Timestamp::now() - SignedDuration::from_hours(1);
+/// It is as it is for an hour, and was last seen renewed so many minutes ago.
+fn remember(site: &Site, leader: Option<&str>, stamp: Option<&str>, renewed: i64) {
+    let (since, renewed) =
+        (Timestamp::now() - SignedDuration::from_hours(1), Timestamp::now() - SignedDuration::from_mins(renewed));
     site.edit_record(|record| {
-        record["peer_lease"] = json!({"leader": leader, "renew_time": stamp, "since": since});
+        record["peer_lease"] =
+            json!({"leader": leader, "renew_time": stamp, "since": since, "renewed": renewed, "of": "gold/app/demo"});
     });
 }
 
 #[test]
 fn person_is_answered_by_what_this_run_watched_whatever_the_record_says() {
     let site = Site::start();
+    let id = id(&site);
+    let peer = |config: &str, lease: Lease| peer_of(&id, config, lease);
     // The monitor looked last an hour ago; the leader died later.
-    remember(&site, Some("gold-0"), Some("old"));
+    remember(&site, Some("gold-0"), Some("old"), 60);
     let (passed, found, took) = ask(&site, &peer("", unrenewed()), &[]);
     assert!(passed && found.contains("gold-0 has not renewed"), "{found}");
     assert!(took >= Duration::from_secs(6), "a round of Patroni and more: {took:?}");
@@ -84,7 +98,7 @@ fn person_is_answered_by_what_this_run_watched_whatever_the_record_says() {
     assert!(!passed && took < Duration::from_secs(5), "{found}, {took:?}");
 
     // The clock was set forward: what the run before saw looks an hour old, and its leader lives.
-    remember(&site, Some("gold-0"), Some("new"));
+    remember(&site, Some("gold-0"), Some("new"), 1);
     let late: Lease =
         Box::new(|since| (Some("gold-0"), Some(if since.as_secs() < 4 { "new" } else { "newer" }.to_owned())));
     let (passed, found, _) = ask(&site, &peer("", late), &[]);
@@ -98,12 +112,34 @@ fn person_is_answered_by_what_this_run_watched_whatever_the_record_says() {
     assert!(set_aside.0 && set_aside.2 < Duration::from_secs(4), "{set_aside:?}");
 }
 
+/// A context, namespace or scope that leads elsewhere shows a lease that nobody renews, too.
+#[test]
+fn lease_that_is_not_known_to_be_the_living_peers_confirms_nothing() {
+    let site = Site::start();
+    let id = id(&site);
+    let (passed, found, _) = ask(&site, &peer_of(&id, "", unrenewed()), &[]);
+    assert!(!passed && found.contains("never seen renewed"), "{found}");
+    remember(&site, Some("gold-0"), Some("new"), 60);
+    let (passed, found, _) = ask(&site, &peer_of(&id, "", unrenewed()), &[]);
+    assert!(!passed && found.contains("last seen renewed at"), "{found}");
+    remember(&site, Some("gold-0"), Some("new"), 1);
+    let (passed, found, _) = ask(&site, &peer("", unrenewed()), &[]);
+    assert!(!passed && found.contains("with system id 7, is not that of this site"), "{found}");
+    let (passed, found, _) = ask(&site, &peer_of(&id, "", unrenewed()), &[]);
+    assert!(passed, "{found}");
+    // What was seen of another one says nothing of this.
+    site.edit_record(|record| record["peer_lease"]["of"] = "gold/app/other".into());
+    let (passed, found, _) = ask(&site, &peer_of(&id, "", unrenewed()), &[]);
+    assert!(!passed && found.contains("never seen renewed"), "{found}");
+}
+
 #[test]
 fn peer_that_may_lead_without_its_lease_is_never_taken_for_dead() {
     let site = Site::start();
-    remember(&site, Some("gold-0"), Some("new"));
+    let id = id(&site);
+    remember(&site, Some("gold-0"), Some("new"), 1);
     for (config, says) in [(r#", "pause": true"#, "paused"), (r#", "failsafe_mode": true"#, "failsafe_mode")] {
-        let (passed, found, _) = ask(&site, &peer(config, unrenewed()), &[]);
+        let (passed, found, _) = ask(&site, &peer_of(&id, config, unrenewed()), &[]);
         assert!(!passed && found.contains(says), "{found}");
         let facts = probe(&peer(config, unrenewed()), 2);
         assert_eq!(facts["verdict"], "unknown", "{facts}");
@@ -113,7 +149,7 @@ fn peer_that_may_lead_without_its_lease_is_never_taken_for_dead() {
         assert!(facts["reason"].as_str().unwrap().contains(says), "{facts}");
     }
     // Nor one whose lease has no stamp.
-    let (passed, found, _) = ask(&site, &peer("", Box::new(|_| (Some("gold-0"), None))), &[]);
+    let (passed, found, _) = ask(&site, &peer_of(&id, "", Box::new(|_| (Some("gold-0"), None))), &[]);
     assert!(!passed && found.contains("no renewTime"), "{found}");
 }
 

@@ -67,7 +67,7 @@ fn caller_that_leaves_during_the_probe_takes_the_answer_from_nobody() {
 #[test]
 fn sigterm_during_a_probe_ends_the_witness_at_once() {
     let peer = Peer::silent();
-    let (running, address) = witness(peer.address, &["--timeout=60s"]);
+    let (running, address) = witness(peer.address, &["--timeout=4s"]);
     let mut caller = TcpStream::connect(address).unwrap();
     caller.write_all(b"GET /v1/peer HTTP/1.1\r\nHost: w\r\n\r\n").unwrap();
     await_condition("the probe runs", Duration::from_secs(5), || {

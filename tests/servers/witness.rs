@@ -64,7 +64,7 @@ fn peer_alive_is_told_with_its_identity() {
 #[test]
 fn peer_dead_is_told_as_unreachable() {
     let closed = ClosedPort::new();
-    let facts = Witness::of(closed.address, &["--attempts=2", "--interval=10ms"], None).peer();
+    let facts = Witness::of(closed.address, &["--attempts=2", "--interval=10ms", "--timeout=1s"], None).peer();
     assert_eq!(facts["verdict"], "unreachable", "{facts}");
     assert_eq!(facts["attempts"].as_array().unwrap().len(), 2);
 }
@@ -174,4 +174,7 @@ fn address_taken_or_peer_malformed_ends_the_start() {
     }
     let ended = Ended::of(&mut lifeboat(&["witness", "--listen=127.0.0.1:0", "--peer=h:1", "--sslmode=verify-full"]));
     ended.assert_code(2);
+    let ended = Ended::of(&mut lifeboat(&["witness", "--listen=127.0.0.1:0", "--peer=h:1", "--attempts=2"]));
+    let reason = ended.assert_code(2).outcome()["reason"].as_str().unwrap().to_owned();
+    assert!(reason.contains("would take 6.5 s, and promote waits 5 s"), "{reason}");
 }

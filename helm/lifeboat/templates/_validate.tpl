@@ -55,6 +55,12 @@
 {{- if not (and $v.peer.host (int $v.peer.port)) -}}
 {{- fail "site.role witness needs peer.host and peer.port: where the site that it watches is reached from its place, by a way of its own" -}}
 {{- end -}}
+{{- $w := $v.witness -}}
+{{- $attempts := int64 $w.attempts -}}
+{{- $longest := add (mul $attempts (include "lifeboat.milliseconds" $w.timeout | int64)) (mul (sub $attempts 1) (include "lifeboat.milliseconds" $w.interval | int64)) -}}
+{{- if ge $longest 5000 -}}
+{{- fail (printf "witness: an answer about a dead peer would take %d ms (attempts %d × timeout %s, and the pauses between them), and the monitor waits 5000 ms for it: lower witness.attempts, interval or timeout" $longest $attempts $w.timeout) -}}
+{{- end -}}
 {{- range $name := list "serviceMonitor" "prometheusRule" -}}
 {{- if (index $v.metrics $name).enabled -}}
 {{- fail (printf "metrics.%s.enabled does not go with site.role witness: a witness serves no metrics" $name) -}}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::guards::{Guard, GuardFacts, SecondPath, WitnessFacts, guards};
+use super::guards::{Guard, GuardFacts, SecondPath, WitnessFacts, foreign, guards};
 use crate::{
     alerts::Alert,
     flags::{Size, human},
@@ -184,7 +184,7 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Decision {
         already_leads(facts)
     } else if facts.confirm.is_some() {
         let mut record = facts.record.clone();
-        remember_lease(facts, &mut record);
+        remember_sightings(facts, &mut record);
         ask_guards(facts, policy, record)
     } else {
         match &facts.probe {
@@ -263,6 +263,8 @@ fn watch(facts: &Facts, probe: &ProbeFacts, policy: &Policy) -> Decision {
                 record.note(facts.now, format!("the peer answers again: {verdict}"));
                 record.call_off(Phase::Watching);
             }
+            let asked = &facts.guard.witnesses;
+            record.witnesses.retain(|url, _| asked.iter().any(|witness| witness.url == *url));
             remember_sightings(facts, &mut record);
             let decision = Decision::new(Plan::Nothing, format!("the peer is alive: {}", probe.reason), &record);
             if blind_for_long(&record, facts.now, policy) {
@@ -274,7 +276,7 @@ fn watch(facts: &Facts, probe: &ProbeFacts, policy: &Policy) -> Decision {
             decision.alert_if(record.owes_all_clear(), |_| Alert::normal("PeerBack", "the peer answers again"))
         }
         Verdict::Unreachable => {
-            remember_lease(facts, &mut record);
+            remember_sightings(facts, &mut record);
             if record.phase == Phase::Watching {
                 record.note(facts.now, format!("the peer is unreachable: {}", probe.reason));
                 record.phase = Phase::Suspect;
@@ -380,11 +382,10 @@ fn promotion_reason(facts: &Facts, record: &SiteRecord) -> String {
     }
 }
 
-/// Keeps which witnesses see the living peer; those that are asked no more are forgotten.
+/// Keeps who sees the living peer: in an outage too, as it may be one of our link only.
 fn remember_sightings(facts: &Facts, record: &mut SiteRecord) {
     remember_lease(facts, record);
     let asked = &facts.guard.witnesses;
-    record.witnesses.retain(|url, _| asked.iter().any(|witness| witness.url == *url));
     for witness in asked.iter().filter(|witness| witness.said.as_ref().is_ok_and(|verdict| verdict.is_alive())) {
         record.witnesses.insert(witness.url.clone(), facts.now);
     }
@@ -404,11 +405,14 @@ fn blind_third_party(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Opt
     let old = |seen: Option<Timestamp>| seen.is_none_or(|seen| facts.now.duration_since(seen) > policy.memory());
     let witness = facts.guard.witnesses.iter().find(|witness| old(record.witnesses.get(&witness.url).copied()));
     let since = record.peer_lease.as_ref().map(|lease| lease.since);
-    let path = facts.guard.second_path.as_ref().filter(|path| old(since) || path.leads_without.is_some());
+    let of_ours = |path: &SecondPath| path.system_id.is_some() && path.system_id == facts.config.initialize;
+    let path = facts.guard.second_path.as_ref();
+    let path = path.filter(|path| old(since) || path.leads_without.is_some() || path.lease.is_ok() && !of_ours(path));
     let (who, says) = match (witness, path) {
         (Some(WitnessFacts { url, said: Ok(verdict) }), _) => (format!("witness {url}"), verdict.to_string()),
         (Some(WitnessFacts { url, said: Err(why) }), _) => (format!("witness {url}"), format!("no answer: {why}")),
         (None, Some(SecondPath { context, lease: Err(why), .. })) => (format!("context {context}"), why.clone()),
+        (None, Some(path)) if !of_ours(path) => (format!("context {}", path.context), foreign(path)),
         (None, Some(SecondPath { context, leads_without: Some(why), .. })) => {
             (format!("context {context}"), (*why).to_owned())
         }

@@ -163,6 +163,8 @@ pub struct SecondPath {
     pub round: Duration,
     /// Why a lease that nobody renews says nothing there, where that is so.
     pub leads_without: Option<&'static str>,
+    /// The system identifier of the cluster there: Patroni's `initialize`.
+    pub system_id: Option<SystemId>,
 }
 
 impl SecondPath {
@@ -224,7 +226,7 @@ pub fn guards(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Vec<Eviden
         timeline(&facts.guard, record),
     ]);
     all.extend(facts.guard.witnesses.iter().map(|said| witness(said, facts, record, policy)));
-    all.extend(facts.guard.second_path.as_ref().map(|path| second_path(path, facts.now)));
+    all.extend(facts.guard.second_path.as_ref().map(|path| second_path(path, facts, record, policy)));
     if facts.confirm.is_none() && policy.mode == Mode::Auto {
         all.push(third_party(facts, policy));
     }
@@ -322,11 +324,22 @@ fn right_before(time: Timestamp, facts: &Facts, record: &SiteRecord, policy: &Po
 }
 
 fn lag(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Evidence {
-    let required = format!("at most {}, seen no longer than five periods before the first failure", policy.max_lag);
+    let required = format!(
+        "at most {}, seen no longer than five periods before the first failure, and before anybody last saw the peer alive",
+        policy.max_lag
+    );
     let Some(good) = &record.last_good else {
         return evidence(Guard::Lag, false, "unknown: no good probe yet", required);
     };
     let current = right_before(good.time, facts, record, policy);
+    // The outage of our probe may be older than that of the peer, which took writes in between.
+    if let Some((alive, who)) = record.seen_alive().filter(|seen| seen.0.duration_since(good.time) > policy.memory()) {
+        let found = format!(
+            "unknown: {who} saw the peer alive at {alive:.0}, long after the last good probe at {:.0}, so what it wrote in between is missing",
+            good.time
+        );
+        return evidence(Guard::Lag, false, found, required);
+    }
     match good.lag() {
         Some(lag) => {
             let by_patroni = match good.path {
@@ -382,27 +395,42 @@ fn witness(witness: &WitnessFacts, facts: &Facts, record: &SiteRecord, policy: &
     evidence(Guard::Witness, passed, found, required)
 }
 
-/// Neither clock is compared with the other: the lease is dead when it was not renewed for its time to live while we watched.
-fn second_path(path: &SecondPath, now: Timestamp) -> Evidence {
+/// Neither clock is compared with the other: the lease is dead when it was not renewed for its time to live while we watched. One that
+/// was never seen to be renewed, or long ago, may be another cluster's, or one that is long gone: its silence says nothing.
+fn second_path(path: &SecondPath, facts: &Facts, record: &SiteRecord, policy: &Policy) -> Evidence {
+    let now = facts.now;
     let required = format!(
-        "the peer's API server answers, and its leader's lease, without which it can't lead, is not renewed for {}, watched for {} of this run",
+        "the peer's API server answers; its leader's lease, without which it can't lead, was seen renewed no longer than five periods \
+         before the first failure, and is not renewed for {}, watched for {} of this run",
         human(path.ttl),
         human(path.round)
     );
     let context = &path.context;
     let for_how_long = format!("for {} (watched for {})", human(path.unrenewed(now)), human(path.watched));
+    let renewed = path.lease.as_ref().ok().and_then(|lease| lease.renewed);
+    let last = renewed
+        .map_or_else(|| "; it was never seen renewed".to_owned(), |time| format!("; last seen renewed at {time:.0}"));
+    let of_ours = path.system_id.is_some() && path.system_id == facts.config.initialize;
     let found = match (&path.lease, path.leads_without) {
         (Err(why), _) => format!("no answer: {why}"),
+        (Ok(_), _) if !of_ours => foreign(path),
         (Ok(_), Some(why)) => why.to_owned(),
-        (Ok(PeerLease { leader: None, .. }), None) => format!("nobody holds the lease {for_how_long}"),
+        (Ok(PeerLease { leader: None, .. }), None) => format!("nobody holds the lease {for_how_long}{last}"),
         (Ok(PeerLease { leader: Some(leader), renew_time: None, .. }), None) => {
             format!("unknown: the lease of {leader} has no renewTime")
         }
         (Ok(PeerLease { leader: Some(leader), .. }), None) => {
-            format!("{leader} has not renewed its lease {for_how_long}")
+            format!("{leader} has not renewed its lease {for_how_long}{last}")
         }
     };
-    evidence(Guard::SecondPath, path.is_dead(now), format!("context {context}: {found}"), required)
+    let known = renewed.is_some_and(|renewed| right_before(renewed, facts, record, policy));
+    evidence(Guard::SecondPath, path.is_dead(now) && known && of_ours, format!("context {context}: {found}"), required)
+}
+
+/// What is said of a cluster that is not the peer's.
+pub fn foreign(path: &SecondPath) -> String {
+    let id = path.system_id.map_or_else(|| "of no system id".to_owned(), |id| format!("with system id {id}"));
+    format!("the cluster there, {id}, is not that of this site")
 }
 
 /// Two sites alone can't tell a dead peer from a cut link.

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     cli::Session,
+    commands::witness::ANSWERS_WITHIN,
     http,
     intercom::Intercom,
     kubernetes::{Cluster, Snapshot},
@@ -27,9 +28,6 @@ const POLL: Duration = Duration::from_millis(500);
 
 /// Time limit of one question to the local leader.
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A witness probes on request, so it needs longer than one attempt.
-const WITNESS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Facts, and the record's ConfigMap that a later write is compared with.
 pub struct Observed {
@@ -246,17 +244,18 @@ impl Promote {
             namespace: self.peer_namespace.clone(),
         };
         let scope = self.peer_scope.as_ref().unwrap_or(&self.scope);
+        let of = format!("{context}/{}/{}", self.peer_namespace.as_deref().unwrap_or_default(), scope.0);
         let look = async {
             let peer = Cluster::connect(&options).await?;
             let config = ClusterConfig::read(&peer.configmap(&scope.config()).await?)?;
-            let mut before = record.peer_lease.clone();
+            let mut before = record.peer_lease.clone().filter(|lease| lease.of.as_deref() == Some(&of));
             loop {
                 let map = peer.configmap(&scope.leader()).await?;
                 let read = (LeaderRecord::read(&map).map(|read| read.leader), lease_stamp(&map));
                 let seen = PeerWatch::see(watch.take(), read.clone(), Instant::now());
                 let (since, renewed) = (seen.since, seen.renewed);
                 *watch = Some(seen);
-                let lease = watched(before.as_ref(), read, Timestamp::now());
+                let lease = watched(before.as_ref(), read, &of, Timestamp::now());
                 let changed = before.as_ref().is_some_and(|before| before.since != lease.since);
                 let path = SecondPath {
                     context: context.clone(),
@@ -265,6 +264,7 @@ impl Promote {
                     watched: since.elapsed(),
                     round: Duration::from_secs(config.loop_wait + 5),
                     leads_without: config.leads_without_lease(),
+                    system_id: config.initialize,
                 };
                 let enough = match patience {
                     Patience::None => true,
@@ -287,18 +287,23 @@ impl Promote {
             watched: Duration::ZERO,
             round: Duration::from_secs(15),
             leads_without: None,
+            system_id: None,
         }))
     }
 }
 
 /// The lease with the time since when it is as it is, by our clock: what its holder's clock says is compared with itself only.
-fn watched(before: Option<&PeerLease>, (leader, renew_time): PeerStamp, now: Timestamp) -> PeerLease {
+fn watched(before: Option<&PeerLease>, (leader, renew_time): PeerStamp, of: &str, now: Timestamp) -> PeerLease {
     match before {
         // A time in the future is of a clock that was set back since.
         Some(before) if (&before.leader, &before.renew_time) == (&leader, &renew_time) && before.since <= now => {
             before.clone()
         }
-        _ => PeerLease { leader, renew_time, since: now },
+        _ => {
+            let stamped = before.is_some_and(|before| renew_time.is_some() && before.renew_time != renew_time);
+            let renewed = if stamped { Some(now) } else { before.and_then(|before| before.renewed) };
+            PeerLease { leader, renew_time, since: now, renewed, of: Some(of.to_owned()) }
+        }
     }
 }
 
@@ -334,7 +339,7 @@ async fn ask_witness(url: &str) -> anyhow::Result<Verdict> {
     let address = format!("{url}/v1/peer");
     let token = secret::read(None, "LIFEBOAT_WITNESS_TOKEN")?;
     let token = token.as_ref().map(|token| secrecy::ExposeSecret::expose_secret(token).to_owned());
-    let answer = http::get_json(address, token, WITNESS_TIMEOUT).await?;
+    let answer = http::get_json(address, token, ANSWERS_WITHIN).await?;
     let facts: ProbeFacts = serde_json::from_value(answer).context("the answer is no probe.json")?;
     let age = Timestamp::now().duration_since(facts.taken);
     if age.abs() > SignedDuration::from_secs(60) {
@@ -355,14 +360,25 @@ mod tests {
     fn lease_is_watched_from_when_it_was_first_seen_as_it_is() {
         let read = |renew_time| stamp(Some("pg-gold-0"), renew_time);
         let at = |second| Timestamp::from_second(second).unwrap();
-        let first = watched(None, read("a"), at(0));
-        assert_eq!(first.since, at(0));
-        assert_eq!(watched(Some(&first), read("a"), at(60)).since, at(0));
-        assert_eq!(watched(Some(&first), read("b"), at(60)).since, at(60));
-        let released = watched(Some(&first), stamp(None, "a"), at(60));
+        let first = watched(None, read("a"), "x", at(0));
+        assert_eq!((first.since, first.renewed), (at(0), None), "the first sight says nothing of renewals");
+        assert_eq!(watched(Some(&first), read("a"), "x", at(60)).since, at(0));
+        assert_eq!(watched(Some(&first), read("b"), "x", at(60)).since, at(60));
+        let renewed = watched(Some(&first), read("b"), "x", at(60));
+        assert_eq!(renewed.renewed, Some(at(60)));
+        assert_eq!(
+            watched(Some(&renewed), stamp(None, "b"), "x", at(120)).renewed,
+            Some(at(60)),
+            "given up, not renewed"
+        );
+        let released = watched(Some(&first), stamp(None, "a"), "x", at(60));
         assert_eq!((released.leader.as_deref(), released.since), (None, at(60)));
-        assert_eq!(watched(Some(&released), stamp(None, "a"), at(120)).since, at(60));
-        assert_eq!(watched(Some(&released), stamp(None, "b"), at(120)).since, at(120), "somebody held it in between");
+        assert_eq!(watched(Some(&released), stamp(None, "a"), "x", at(120)).since, at(60));
+        assert_eq!(
+            watched(Some(&released), stamp(None, "b"), "x", at(120)).since,
+            at(120),
+            "somebody held it in between"
+        );
     }
 
     #[test]

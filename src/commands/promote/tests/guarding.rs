@@ -9,11 +9,26 @@ fn receiver_that_has_been_silent_for_long_enough_does_not_stop_the_promotion() {
     assert_eq!(decide(&facts, &policy()).plan, Plan::Promote);
 }
 
+/// A change to what was observed.
+type Change = fn(&mut Facts);
+
 /// Each change alone stops the promotion, and the named guard says so.
+fn assert_each_stops(changes: &[(&str, Change)]) {
+    for (guard, change) in changes {
+        let mut facts = gone();
+        change(&mut facts);
+        let decision = decide(&facts, &policy());
+        assert_eq!(decision.plan, Plan::Refuse, "{guard}: {}", decision.reason);
+        assert!(stopped(&decision).contains(guard), "{guard}: {:?}", decision.evidence);
+        assert_ne!(decision.record.phase, Phase::Promoting, "{guard}");
+        assert_eq!(decision.record.failures, 6, "{guard}: a refusal keeps the count");
+        assert_eq!(decision.alert.unwrap().kind, "PromotionRefused");
+    }
+}
+
 #[test]
 fn any_single_guard_stops_the_promotion() {
-    type Change = fn(&mut Facts);
-    let changes: [(&str, Change); 38] = [
+    assert_each_stops(&[
         ("standby", |f| f.guard.local.as_mut().unwrap().in_recovery = Some(false)),
         ("leader", |f| f.guard.lease = Lease::Stale(Duration::from_secs(15))),
         ("leader", |f| f.guard.lease = Lease::Unknown),
@@ -27,6 +42,17 @@ fn any_single_guard_stops_the_promotion() {
         ("lag", |f| f.record.last_good.as_mut().unwrap().local_lsn = None),
         ("lag", |f| f.record.last_good.as_mut().unwrap().peer_lsn = Lsn(4001 + (16 << 20))),
         ("lag", |f| f.record.last_good.as_mut().unwrap().time = at(-301)),
+        // The outage was of our link alone, and the peer took writes for long.
+        ("lag", |f| {
+            f.record.last_good.as_mut().unwrap().time = at(-290);
+            f.record.witnesses.insert(WITNESS.into(), at(11));
+        }),
+        ("lag", |f| {
+            let mut path = second_path(Some("pg-gold-0"), at(11));
+            path.lease.as_mut().unwrap().renewed = Some(at(11));
+            f.record.last_good.as_mut().unwrap().time = at(-290);
+            f.guard.second_path = Some(path);
+        }),
         ("system-id", |f| f.guard.local.as_mut().unwrap().system_id = Some(SystemId(1))),
         ("system-id", |f| f.guard.local.as_mut().unwrap().system_id = None),
         ("system-id", |f| f.record.last_good.as_mut().unwrap().system_id = SystemId(1)),
@@ -38,6 +64,31 @@ fn any_single_guard_stops_the_promotion() {
         ("witness", |f| f.guard.witnesses[0].said = Err("timed out".into())),
         ("witness", |f| f.record.witnesses.clear()),
         ("witness", |f| _ = f.record.witnesses.insert(WITNESS.into(), at(-301))),
+        ("third-party", |f| f.guard.witnesses.clear()),
+        ("hold", |f| f.guard.hold = Some(String::new())),
+        ("maintenance", |f| f.guard.maintenance = Some(at(76).to_string())),
+        ("maintenance", |f| f.guard.maintenance = Some("tomorrow".into())),
+        ("paused", |f| f.config.paused = true),
+        ("record", |f| f.record.phase = Phase::Held),
+        ("cooldown", |f| {
+            f.record.promotion = Some(Promotion {
+                decided: at(-500),
+                by: "auto".into(),
+                reason: String::new(),
+                from_timeline: None,
+                lsn: None,
+                to_timeline: None,
+                verified: Some(at(-500)),
+                overrides: Vec::new(),
+                announced: None,
+            });
+        }),
+    ]);
+}
+
+#[test]
+fn second_path_that_is_not_sure_stops_the_promotion() {
+    assert_each_stops(&[
         ("second-path", |f| f.guard.second_path = Some(second_path(Some("pg-gold-0"), at(46)))),
         ("second-path", |f| f.guard.second_path = Some(second_path(None, at(46)))),
         ("second-path", |f| {
@@ -64,36 +115,25 @@ fn any_single_guard_stops_the_promotion() {
             path.lease.as_mut().unwrap().renew_time = None;
             f.guard.second_path = Some(path);
         }),
-        ("third-party", |f| f.guard.witnesses.clear()),
-        ("hold", |f| f.guard.hold = Some(String::new())),
-        ("maintenance", |f| f.guard.maintenance = Some(at(76).to_string())),
-        ("maintenance", |f| f.guard.maintenance = Some("tomorrow".into())),
-        ("paused", |f| f.config.paused = true),
-        ("record", |f| f.record.phase = Phase::Held),
-        ("cooldown", |f| {
-            f.record.promotion = Some(Promotion {
-                decided: at(-500),
-                by: "auto".into(),
-                reason: String::new(),
-                from_timeline: None,
-                lsn: None,
-                to_timeline: None,
-                verified: Some(at(-500)),
-                overrides: Vec::new(),
-                announced: None,
-            });
+        // What was never seen to be renewed, or long before the outage, may be another cluster's, or long gone.
+        ("second-path", |f| {
+            let mut path = second_path(Some("pg-gold-0"), at(0));
+            path.lease.as_mut().unwrap().renewed = None;
+            f.guard.second_path = Some(path);
         }),
-    ];
-    for (guard, change) in changes {
-        let mut facts = gone();
-        change(&mut facts);
-        let decision = decide(&facts, &policy());
-        assert_eq!(decision.plan, Plan::Refuse, "{guard}: {}", decision.reason);
-        assert!(stopped(&decision).contains(&guard), "{guard}: {:?}", decision.evidence);
-        assert_ne!(decision.record.phase, Phase::Promoting, "{guard}");
-        assert_eq!(decision.record.failures, 6, "{guard}: a refusal keeps the count");
-        assert_eq!(decision.alert.unwrap().kind, "PromotionRefused");
-    }
+        ("second-path", |f| {
+            let mut path = second_path(Some("pg-gold-0"), at(0));
+            path.lease.as_mut().unwrap().renewed = Some(at(-301));
+            f.guard.second_path = Some(path);
+        }),
+        ("second-path", |f| {
+            f.guard.second_path =
+                Some(SecondPath { system_id: Some(SystemId(1)), ..second_path(Some("pg-gold-0"), at(0)) });
+        }),
+        ("second-path", |f| {
+            f.guard.second_path = Some(SecondPath { system_id: None, ..second_path(None, at(0)) });
+        }),
+    ]);
 }
 
 #[test]
@@ -107,6 +147,30 @@ fn phase_that_forbids_promotion_outlives_every_refusal() {
             facts.record = decision.record;
         }
     }
+}
+
+/// Three hours: each run refuses, as a witness sees the peer. Then the peer is lost too, and nobody can say what it wrote.
+#[test]
+fn peer_that_outlived_the_link_by_long_is_not_promoted_without_a_word() {
+    let mut facts = gone();
+    facts.guard.witnesses[0].said = Ok(Verdict::Healthy);
+    let mut minute = 1;
+    while minute < 180 {
+        (facts.now, facts.probe) = (at(minute * 60 + 15), Ok(probe(minute * 60, &[Verdict::Unreachable; 3])));
+        let decision = decide(&facts, &policy());
+        assert!(stopped(&decision).contains(&"witness"), "{decision:?}");
+        facts.record = decision.record;
+        minute += 1;
+    }
+    assert_eq!(facts.record.first_failure, Some(at(0)), "one outage");
+    facts.guard.witnesses[0].said = Ok(Verdict::Unreachable);
+    (facts.now, facts.probe) = (at(minute * 60 + 15), Ok(probe(minute * 60, &[Verdict::Unreachable; 3])));
+    let decision = decide(&facts, &policy());
+    assert_eq!((decision.plan.clone(), stopped(&decision)), (Plan::Refuse, vec!["lag"]), "{decision:?}");
+    assert!(decision.reason.contains("saw the peer alive at"), "{}", decision.reason);
+    facts.record = decision.record;
+    facts.confirm = Some(Confirm { overrides: vec![Guard::Lag], reason: "the hall burnt down".into() });
+    assert_eq!(decide(&facts, &policy()).plan, Plan::Promote, "a person may");
 }
 
 #[test]

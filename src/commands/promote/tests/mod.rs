@@ -110,11 +110,12 @@ fn gone() -> Facts {
 
 /// The peer's lease as it has been since then.
 fn second_path(leader: Option<&str>, since: Timestamp) -> SecondPath {
-    let lease =
-        PeerLease { leader: leader.map(Into::into), renew_time: Some("2026-01-01T00:00:00+00:00".into()), since };
+    let (leader, renew_time) = (leader.map(Into::into), Some("2026-01-01T00:00:00+00:00".to_owned()));
+    let lease = PeerLease { leader, renew_time, since, renewed: Some(at(-60)), of: Some("gold/app/pg".into()) };
     let round = Duration::from_secs(15);
     let ttl = Duration::from_secs(30);
-    SecondPath { context: "gold".into(), lease: Ok(lease), ttl, watched: round, round, leads_without: None }
+    let context = "gold".to_owned();
+    SecondPath { context, lease: Ok(lease), ttl, watched: round, round, leads_without: None, system_id: Some(ID) }
 }
 
 fn heard(ago: u64, timeout: u64) -> Receiver {
