@@ -43,7 +43,7 @@ e2e: $(if $(GOLD_CONTEXT),,images clusters) ## the suite on two real clusters; w
 
 clean-clusters: ## end the test clusters and remove their data
 	tests/clusters/down
-	LIFEBOAT_PAIR=$${LIFEBOAT_SECOND_PAIR:-9} tests/clusters/down
+	for pair in $${LIFEBOAT_MORE_PAIRS:-8 9}; do LIFEBOAT_PAIR=$$pair tests/clusters/down || exit; done
 
 bench: images ## measure ours and the peers' in one run (some minutes), then failovers
 	benches/run && benches/failovers

@@ -1,13 +1,16 @@
 //! Long random runs, for `make soak`: `cargo test … -- --ignored`. The seed is printed; `LIFEBOAT_SEED` repeats a run.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use crate::{
     chain::Chain,
     monitor::{await_metric, monitor},
     pair::{GOLD, GOLDDR, Pair, await_streaming},
     promotion::{audit, cut_gold, timeline},
-    system::{await_condition, cluster_script, run},
+    system::{Background, await_condition, cluster_script, run},
 };
 
 /// A small generator of numbers (Knuth's MMIX): enough to vary times, and the same for the same seed.
@@ -60,7 +63,7 @@ fn blips_of_the_link_never_promote() {
     println!("{blips} blips in {:?}, {suspected} of them seen as failures: no promotion", begun.elapsed());
 }
 
-/// In an outage the monitor is killed at random moments, a hundred times, and started again.
+/// In an outage the monitor and single runs of `promote` are killed at random moments, a hundred times, and started again.
 #[test]
 #[ignore = "long: make soak"]
 fn monitor_killed_at_random_moments_promotes_once() {
@@ -73,13 +76,19 @@ fn monitor_killed_at_random_moments_promotes_once() {
     // One identity: a pod that is started again by the kubelet keeps its name, and its Lease.
     let (lease, begun, mut promoted_at) = (format!("soak-{}", std::process::id()), Instant::now(), None);
     for kill in 1..=kills {
-        let running = monitor(&chain, 18084, &lease, &policy);
-        std::thread::sleep(dice.between(100, 4000));
+        let running = if dice.between(0, 2).is_zero() {
+            chain.probe(&[]);
+            Background::start(chain.promote_command(&[]).stdout(Stdio::null()).stderr(Stdio::null()))
+        } else {
+            monitor(&chain, 18084, &lease, &policy)
+        };
+        std::thread::sleep(dice.between(100, 9000));
         drop(running);
         if promoted_at.is_none() && GOLDDR.record()["phase"] == "promoted" {
             promoted_at = Some(kill);
         }
     }
+    assert!(promoted_at.is_some(), "no run lived for long enough to promote");
     let _last = monitor(&chain, 18084, &lease, &policy);
     await_condition("the last one finishes", Duration::from_mins(2), || {
         let record = GOLDDR.record();
