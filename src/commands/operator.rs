@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use jiff::Timestamp;
 
 use crate::{
@@ -73,9 +73,7 @@ impl Hold {
     /// Writes the hold.
     pub async fn run(self, session: &Session) -> anyhow::Result<Report> {
         let Self { word, span } = self;
-        let until = span.map(jiff::SignedDuration::try_from).transpose();
-        let until =
-            misconfigured(until.map_err(|error| anyhow!("--for: {error}")))?.map(|span| Timestamp::now() + span);
+        let until = misconfigured(span.map(|span| end_of(Timestamp::now(), span)).transpose())?;
         let decide = |record: &SiteRecord, _: &Snapshot, reason: &str| Ok(Some(hold(record, until, reason)));
         word.say(session, decide).await
     }
@@ -94,6 +92,12 @@ impl Approve {
         let Self { word, epoch } = self;
         word.say(session, |record, _, reason| approve(record, epoch, reason)).await
     }
+}
+
+/// The last year that a time can name is 9999.
+fn end_of(now: Timestamp, span: Duration) -> anyhow::Result<Timestamp> {
+    let end = jiff::SignedDuration::try_from(span).and_then(|span| now.checked_add(span));
+    end.with_context(|| format!("--for {} is too long", flags::human(span)))
 }
 
 fn hold(record: &SiteRecord, until: Option<Timestamp>, reason: &str) -> Change {
@@ -211,6 +215,16 @@ mod tests {
         let until = "2026-01-01T00:00:00Z".parse().unwrap();
         let annotations = hold(&record, Some(until), "drill").annotations;
         assert_eq!(annotations, [(MAINTENANCE, Some("2026-01-01T00:00:00Z".to_owned()))]);
+    }
+
+    #[test]
+    fn hold_beyond_the_last_year_is_an_error() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        assert_eq!(end_of(now, Duration::from_hours(2)).unwrap().to_string(), "2026-01-01T02:00:00Z");
+        for span in [Duration::from_hours(24 * 365 * 8000), Duration::MAX] {
+            let error = format!("{:#}", end_of(now, span).unwrap_err());
+            assert!(error.starts_with("--for "), "{error}");
+        }
     }
 
     #[test]

@@ -21,6 +21,9 @@ use crate::outcome::Misconfigured;
 /// Where a pod finds its own namespace.
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
+/// Time for a kubeconfig's credentials: as long as for an answer of the API server.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// Which cluster and namespace to work on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 #[command(next_help_heading = "Kubernetes")]
@@ -86,8 +89,7 @@ impl Cluster {
             Ok(name) if options.context.is_none() && !name.trim().is_empty() => name.trim().to_owned(),
             _ => config.default_namespace.clone(),
         });
-        let client = kube::Client::try_from(config).context("build the Kubernetes client").context(Misconfigured)?;
-        Ok(Self { client, namespace })
+        Ok(Self { client: Box::pin(build_client(config)).await?, namespace })
     }
 
     /// The namespace that every call here works on.
@@ -121,6 +123,28 @@ impl Cluster {
     }
 }
 
+/// A kubeconfig may name a program that gives the token (`exec`), and building the client runs it to its end, as a blocking call. It must
+/// neither hold up timers and signals nor be waited for without an end. A thread that still waits for it ends with the process.
+async fn build_client(config: kube::Config) -> anyhow::Result<kube::Client> {
+    let plugin = config.auth_info.exec.as_ref().and_then(|exec| exec.command.clone());
+    let built = tokio::task::spawn_blocking(|| kube::Client::try_from(config));
+    let Ok(built) = tokio::time::timeout(CLIENT_TIMEOUT, built).await else {
+        let what = plugin.map_or_else(
+            || "its credentials were not there".to_owned(),
+            |command| format!("its exec plugin {command} did not answer"),
+        );
+        return Err(anyhow!("build the Kubernetes client of {}: {what} within {CLIENT_TIMEOUT:?}", kubeconfig_place()));
+    };
+    let client = built.context("build the Kubernetes client")?;
+    client.context("build the Kubernetes client").context(Misconfigured)
+}
+
+/// Where the kubeconfig is, for people.
+fn kubeconfig_place() -> String {
+    std::env::var_os("KUBECONFIG")
+        .map_or_else(|| "~/.kube/config".to_owned(), |place| PathBuf::from(place).display().to_string())
+}
+
 /// Calls again, within about three seconds, while an overloaded API server puts us off.
 pub async fn patiently<T, Call>(call: impl FnMut() -> Call) -> kube::Result<T>
 where
@@ -149,6 +173,5 @@ async fn of_context(context: &str) -> anyhow::Result<kube::Config> {
         let kubeconfig = Kubeconfig::read()?;
         kube::Config::from_custom_kubeconfig(kubeconfig, &options).await
     };
-    let place = std::env::var_os("KUBECONFIG").map_or_else(|| PathBuf::from("~/.kube/config"), PathBuf::from);
-    load.await.with_context(|| format!("load context {context} from {}", place.display())).context(Misconfigured)
+    load.await.with_context(|| format!("load context {context} from {}", kubeconfig_place())).context(Misconfigured)
 }

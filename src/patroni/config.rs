@@ -1,5 +1,7 @@
 //! Patroni's dynamic configuration: the annotations of `<scope>-config`.
 
+use std::time::Duration;
+
 use anyhow::{Context, anyhow};
 use serde_json::Value;
 
@@ -107,6 +109,12 @@ impl ClusterConfig {
             timeline: None,
             history: History::default(),
         })
+    }
+
+    /// Time in which a leader that lives is seen to renew its lease: a round of Patroni, and a little.
+    #[must_use]
+    pub fn round(&self) -> Duration {
+        Duration::from_secs(self.loop_wait + 5)
     }
 
     /// Why a lease that nobody renews does not say that the leader is gone, where that is so: it leads on without one (Patroni's

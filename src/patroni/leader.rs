@@ -2,7 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{kubernetes::Snapshot, postgres::Lsn};
+use super::Scope;
+use crate::{
+    kubernetes::{Cluster, Snapshot},
+    postgres::Lsn,
+};
+
+/// Between two looks at a lease that is watched.
+const POLL: Duration = Duration::from_secs(1);
 
 /// Who holds the lease, and the stamp that it renews.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +82,25 @@ impl LeaseWatch {
     pub fn holds_until(&self, leader: &str, ttl: Duration) -> Option<Instant> {
         let last = self.last.as_ref().filter(|last| last.record.leader == leader && last.renewed)?;
         Some(last.since + ttl)
+    }
+}
+
+/// Watches the lease until this leader is seen to renew it, for at most this time; whether it was. What its pod says of itself stays
+/// when it dies, and the stamp's age says nothing: it is written by another clock.
+pub async fn renews_lease(cluster: &Cluster, scope: &Scope, leader: &str, limit: Duration) -> anyhow::Result<bool> {
+    let (mut watch, begun) = (LeaseWatch::default(), Instant::now());
+    loop {
+        let read = cluster.configmap(&scope.leader()).await.map(|map| LeaderRecord::read(&map));
+        if let Ok(record) = &read {
+            watch.see(record.as_ref(), Instant::now());
+        }
+        if watch.renewed_within(leader, limit, Instant::now()) {
+            return Ok(true);
+        }
+        if begun.elapsed() >= limit {
+            return read.map(|_| false);
+        }
+        tokio::time::sleep(POLL).await;
     }
 }
 

@@ -7,7 +7,7 @@ mod member;
 
 pub use config::{ClusterConfig, StandbyCluster};
 pub use document::Document;
-pub use leader::{LeaderRecord, LeaseWatch, leader_lsn, lease_stamp};
+pub use leader::{LeaderRecord, LeaseWatch, leader_lsn, lease_stamp, renews_lease};
 pub use member::{Member, MemberRole};
 
 /// Names of Patroni's ConfigMaps for a scope, and of ours beside them.

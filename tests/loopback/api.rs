@@ -27,7 +27,7 @@ pub fn kubeconfig(server: &str) -> tempfile::NamedTempFile {
 }
 
 /// One with several contexts, each with its server.
-fn kubeconfig_of(contexts: &[(&str, &str)]) -> tempfile::NamedTempFile {
+pub fn kubeconfig_of(contexts: &[(&str, &str)]) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     let each =
         |make: fn(&str, &str) -> Value| contexts.iter().map(|(name, server)| make(name, server)).collect::<Value>();

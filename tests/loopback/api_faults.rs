@@ -10,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
+
 use crate::{
     api::{TOKEN, kubeconfig, status},
     http::HttpServer,
@@ -166,6 +168,62 @@ fn kubeconfig_hostile_is_a_configuration_error() {
             assert_eq!(ended.assert_code(2).outcome()["outcome"], "misconfigured", "{content:?}");
         }
     }
+}
+
+/// A kubeconfig whose token comes from a program that never answers, and the file in which that program tells its process id.
+fn kubeconfig_of_hanging_plugin() -> (tempfile::NamedTempFile, tempfile::NamedTempFile) {
+    let (file, pid) = (tempfile::NamedTempFile::new().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    let script = format!("echo $$ > {}; exec sleep 600", pid.path().display());
+    let exec = json!({
+        "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never",
+        "command": "/bin/sh", "args": ["-c", script], "env": [{"name": "PATH", "value": "/usr/bin:/bin"}],
+    });
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {"server": "http://127.0.0.1:9"}}],
+        "users": [{"name": "test", "user": {"exec": exec}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "app"}}],
+    });
+    fs::write(file.path(), config.to_string()).unwrap();
+    (file, pid)
+}
+
+/// Ends the program, which nobody waits for any more; fails where it never ran.
+fn end_plugin(pid: &Path) {
+    let pid = await_condition("the plugin runs", Duration::from_secs(10), || {
+        let pid = fs::read_to_string(pid).unwrap().trim().parse().ok().and_then(rustix::process::Pid::from_raw);
+        pid.ok_or_else(|| "not yet".to_owned())
+    });
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[test]
+fn plugin_of_a_kubeconfig_that_hangs_is_an_error_in_seconds() {
+    let ((config, pid), dir) = (kubeconfig_of_hanging_plugin(), tempfile::tempdir().unwrap());
+    let mut command = lifeboat(&["port-discover", "--service=pg", "--dir"]);
+    let ended = Ended::of(command.arg(dir.path()).env("KUBECONFIG", config.path()));
+    let outcome = ended.assert_code(1).outcome();
+    let reason = outcome["reason"].as_str().unwrap();
+    assert!(reason.contains("exec plugin /bin/sh"), "{reason}");
+    assert!(reason.contains(config.path().to_str().unwrap()), "{reason}");
+    assert!(ended.took < Duration::from_secs(20), "{:?}", ended.took);
+    end_plugin(pid.path());
+}
+
+#[test]
+fn plugin_of_a_kubeconfig_that_hangs_holds_up_no_signal() {
+    let ((config, pid), dir) = (kubeconfig_of_hanging_plugin(), tempfile::tempdir().unwrap());
+    let mut command = lifeboat(&["port-discover", "--service=pg", "--dir"]);
+    let running = Running::start(command.arg(dir.path()).env("KUBECONFIG", config.path()));
+    await_condition("the plugin runs", Duration::from_secs(10), || {
+        let pid = fs::read_to_string(pid.path()).unwrap();
+        if pid.ends_with('\n') { Ok(()) } else { Err(pid) }
+    });
+    let ended = running.terminate();
+    let outcome = ended.assert_code(1).outcome();
+    assert!(outcome["reason"].as_str().unwrap().contains("SIGTERM"), "{outcome}");
+    assert!(ended.took < Duration::from_secs(5), "{:?}", ended.took);
+    end_plugin(pid.path());
 }
 
 /// Without its Lease no step runs, so no step would tell that nobody watches the peer.

@@ -25,6 +25,7 @@ mod intercom;
 mod peer_lease;
 mod promotion;
 mod protocol;
+mod stale_leader;
 mod stopping;
 mod streams;
 mod who_answers;

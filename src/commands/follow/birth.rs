@@ -133,14 +133,34 @@ impl Follow {
             return Birth::AsItIs(format!("the cluster exists (system id {id}): Patroni's own records rule"));
         }
         if !self.is_standby(facts.phase, &facts.config) {
-            let why = if facts.phase.is_some_and(|phase| matches!(phase, Phase::Promoted | Phase::Promoting)) {
-                "was promoted and stays the primary"
-            } else {
-                "is born as the primary"
-            };
-            return Birth::AsItIs(format!("site {} {why}", self.site));
+            return self.decide_primary(facts);
         }
         self.decide_standby(facts)
+    }
+
+    /// A promoted site holds the accepted writes. Where they are gone, Patroni would make a new, empty database of the same name, and its
+    /// clients would be sent there.
+    fn decide_primary(&self, facts: &Facts) -> Birth {
+        match facts.phase.filter(|phase| matches!(phase, Phase::Promoted | Phase::Promoting)) {
+            None => Birth::AsItIs(format!("site {} is born as the primary", self.site)),
+            Some(_) if facts.data.is_some() => {
+                Birth::AsItIs(format!("site {} was promoted and stays the primary", self.site))
+            }
+            Some(phase) => {
+                let place = self.data_dir.as_ref().map_or_else(
+                    || "no data is known here (--data-dir is missing)".to_owned(),
+                    |dir| format!("{} is empty", dir.display()),
+                );
+                Birth::Refused(format!(
+                    "the record (ConfigMap {}) says that site {} is {phase}, but {place} and the cluster of scope {} is not initialized: an empty \
+                     primary would be born. If another member has the data, wait: this one starts once that one leads. If the data is gone, \
+                     delete that ConfigMap: the site is then born by its --role",
+                    self.scope.state(),
+                    self.site,
+                    self.scope.0,
+                ))
+            }
+        }
     }
 
     fn decide_standby(&self, facts: &Facts) -> Birth {
@@ -243,6 +263,7 @@ pub(super) mod tests {
         let config = ClusterConfig { initialize: Some(SystemId(7)), ..ClusterConfig::default() };
         let data = Facts { data: control, ..none.clone() };
         let promoted = Facts { phase: Some(Phase::Promoted), data: control, ..none.clone() };
+        let emptied = Facts { data: None, ..promoted.clone() };
         let exists = Facts { config, data: control, ..none.clone() };
         let decide = |role, facts: &Facts| follow(role).decide_birth(facts);
         assert_eq!(decide(Role::Standby, &none), Birth::Standby);
@@ -250,6 +271,19 @@ pub(super) mod tests {
         assert!(matches!(decide(Role::Standby, &data), Birth::Refused(_)), "an unknown database is never overwritten");
         assert!(matches!(decide(Role::Active, &data), Birth::AsItIs(_)));
         assert!(matches!(decide(Role::Standby, &promoted), Birth::AsItIs(_)), "a promoted site stays the primary");
+        for role in [Role::Active, Role::Standby] {
+            let Birth::Refused(why) = decide(role, &emptied) else { panic!("an empty primary is born") };
+            assert!(why.contains("ConfigMap pg-dr") && why.contains("another member"), "{why}");
+        }
+        let text = Some("{}".to_owned());
+        let config = ClusterConfig { text, ..ClusterConfig::default() };
+        let promoting = Facts { phase: Some(Phase::Promoting), config, ..emptied.clone() };
+        assert!(matches!(decide(Role::Standby, &promoting), Birth::Refused(_)), "its promotion was done already");
+        let beside = Facts { config: exists.config.clone(), ..emptied };
+        assert!(
+            matches!(decide(Role::Standby, &beside), Birth::AsItIs(_)),
+            "a new member beside one that has the data"
+        );
         assert!(matches!(decide(Role::Standby, &exists), Birth::AsItIs(_)));
         let decided = Facts { phase: Some(Phase::Promoting), ..none.clone() };
         assert_eq!(decide(Role::Standby, &decided), Birth::Standby, "a promotion that is only decided made no primary");

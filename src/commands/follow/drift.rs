@@ -5,14 +5,14 @@
 
 use std::{path::Path, time::Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use jiff::Timestamp;
 use serde_json::Map;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     Follow,
-    running::{Mending, ROUNDS, ROUNDS_UNTIL_TOLD, done, leaves, mend, until_told},
+    running::{Mending, ROUNDS, ROUNDS_UNTIL_TOLD, leaves, mend, told, until_told},
 };
 use crate::{
     cli::{Session, failure},
@@ -66,14 +66,35 @@ impl Follow {
                 result => result?,
             };
             info!("changed {}", mending.changes.join(", "));
+            self.note(cluster, &mending.changes).await;
             let deadline = Instant::now() + self.wait.max(until_told(config.loop_wait));
-            self.wait_for_rounds(cluster, ROUNDS_UNTIL_TOLD, deadline)
-                .await
-                .with_context(|| format!("changed {}", mending.changes.join(", ")))?;
-            let state = self.wait_until_it_works(cluster, true, deadline).await?;
-            return Ok(done(phase, &state, &mending.changes));
+            let look = async {
+                self.wait_for_rounds(session, cluster, ROUNDS_UNTIL_TOLD, deadline).await?;
+                self.wait_until_it_works(session, cluster, &config, deadline).await
+            };
+            return told(phase, look.await, &mending.changes);
         }
         Err(anyhow!("ConfigMap {} kept changing under {ROUNDS} attempts; run it again", self.scope.config()))
+    }
+
+    /// A line in the audit. The change itself is done: what can't be noted fails nothing.
+    async fn note(&self, cluster: &Cluster, changes: &[String]) {
+        let event = format!("changed {}: the peer was met there", changes.join(", "));
+        for _ in 0..3 {
+            let written = match cluster.find_site_record(&self.scope).await {
+                Ok(Some((mut record, map))) => {
+                    record.note(Timestamp::now(), event.as_str());
+                    cluster.write_site_record(&self.scope, &record, Some(&map), &[]).await
+                }
+                Ok(None) => return,
+                Err(error) => Err(error),
+            };
+            match written {
+                Err(error) if error.downcast_ref::<Conflict>().is_some() => {}
+                Err(error) => return warn!("{event}; not noted in the record: {error:#}"),
+                Ok(_) => return,
+            }
+        }
     }
 }
 

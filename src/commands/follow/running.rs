@@ -12,10 +12,10 @@ use tracing::{info, warn};
 use super::Follow;
 use crate::{
     alerts::Alert,
-    cli::{Session, misconfigured},
+    cli::{Session, failure, misconfigured},
     flags,
     kubernetes::{Cluster, Conflict, Snapshot},
-    outcome::{Conclusion, Refused, Report, Unverified},
+    outcome::{Refused, Report, Unverified},
     patroni::{ClusterConfig, Document, LeaderRecord, Member, MemberRole, StandbyCluster},
     postgres::{self, Server, simple_row},
     site::{Phase, SiteRecord},
@@ -87,16 +87,18 @@ impl Follow {
                     result => result?,
                 };
                 info!("changed {}", mending.changes.join(", "));
-                if config.standby_cluster.is_some() && phase != Some(Phase::Held) {
-                    self.wait_for_rounds(cluster, ROUNDS_UNTIL_TOLD, deadline).await?;
-                }
             }
-            let state = match away {
-                // Nobody can stream from a peer that is away: an upgrade during an outage need not wait for it, and must not fail.
-                Some(why) => why,
-                None => self.wait_until_it_works(cluster, config.standby_cluster.is_some(), deadline).await?,
+            let look = async {
+                if !mending.changes.is_empty() && config.standby_cluster.is_some() && phase != Some(Phase::Held) {
+                    self.wait_for_rounds(session, cluster, ROUNDS_UNTIL_TOLD, deadline).await?;
+                }
+                match away {
+                    // Nobody can stream from a peer that is away: an upgrade during an outage need not wait for it, and must not fail.
+                    Some(why) => Ok(why),
+                    None => self.wait_until_it_works(session, cluster, &config, deadline).await,
+                }
             };
-            return Ok(done(phase, &state, &mending.changes));
+            return told(phase, look.await, &mending.changes);
         }
         Err(anyhow!("ConfigMap {} kept changing under {ROUNDS} attempts; run it again", self.scope.config()))
     }
@@ -133,19 +135,31 @@ impl Follow {
         }
     }
 
-    /// A standby must stream, a primary must lead; what Patroni says of its own leader is the proof.
+    /// A standby must stream, a primary must lead; what Patroni says of its own leader is the proof, and its lease that the leader lives:
+    /// the word of a dead one stays. Where all is well but for the lease, one renewal is waited for, whatever the time limit.
     pub(super) async fn wait_until_it_works(
         &self,
+        session: &Session,
         cluster: &Cluster,
-        standby: bool,
+        config: &ClusterConfig,
         deadline: Instant,
     ) -> anyhow::Result<String> {
+        let (round, standby) = (config.round(), config.standby_cluster.is_some());
+        let renewed_by = Instant::now() + round;
         loop {
-            let why_not = match self.works(cluster, standby).await {
-                Ok(state) => return Ok(state),
-                Err(error) => error,
+            let (why_not, until) = match self.works(session, cluster, standby).await {
+                Ok((leader, state)) if session.lease().renewed_within(&leader, round, Instant::now()) => {
+                    return Ok(state);
+                }
+                Ok((_, state)) => {
+                    let why = anyhow!(
+                        "{state} by Patroni's last word, but the lease was not seen to be renewed: does its Patroni live?"
+                    );
+                    (why, deadline.max(renewed_by))
+                }
+                Err(error) => (error, deadline),
             };
-            if Instant::now() > deadline {
+            if Instant::now() > until {
                 return Err(why_not.context(Unverified));
             }
             tokio::time::sleep(POLL).await;
@@ -156,20 +170,21 @@ impl Follow {
     /// be of the place where it streamed from before.
     pub(super) async fn wait_for_rounds(
         &self,
+        session: &Session,
         cluster: &Cluster,
         rounds: u32,
         deadline: Instant,
     ) -> anyhow::Result<()> {
         let stamp = async || {
-            anyhow::Ok(LeaderRecord::read(&cluster.configmap(&self.scope.leader()).await?).map(|read| read.renew_time))
+            let record = LeaderRecord::read(&cluster.configmap(&self.scope.leader()).await?);
+            session.lease().see(record.as_ref(), Instant::now());
+            anyhow::Ok(record.map(|read| read.renew_time))
         };
         let (mut last, mut seen) = (stamp().await?, 0);
         while seen < rounds {
             if Instant::now() > deadline {
-                return Err(anyhow!(
-                    "the configuration is changed, but Patroni's leader did not come round {rounds} times since; is it alive?"
-                )
-                .context(Unverified));
+                return Err(anyhow!("Patroni's leader did not come round {rounds} times since; is it alive?")
+                    .context(Unverified));
             }
             tokio::time::sleep(POLL).await;
             let now = stamp().await?;
@@ -180,8 +195,10 @@ impl Follow {
         Ok(())
     }
 
-    async fn works(&self, cluster: &Cluster, standby: bool) -> anyhow::Result<String> {
+    /// The leader, and what it does by its own word.
+    async fn works(&self, session: &Session, cluster: &Cluster, standby: bool) -> anyhow::Result<(String, String)> {
         let record = LeaderRecord::read(&cluster.configmap(&self.scope.leader()).await?);
+        session.lease().see(record.as_ref(), Instant::now());
         let leader = record.ok_or_else(|| anyhow!("no member of scope {} leads", self.scope.0))?.leader;
         let member = Member::of_pod(cluster, &leader).await?;
         let wanted = if standby { MemberRole::StandbyLeader } else { MemberRole::Primary };
@@ -196,7 +213,8 @@ impl Follow {
         };
         let Member { role, state, .. } = member;
         if role == wanted && state == "running" && (!standby || replication == "streaming") {
-            return Ok(if standby { format!("{leader} streams from the peer") } else { format!("{leader} leads") });
+            let state = if standby { format!("{leader} streams from the peer") } else { format!("{leader} leads") };
+            return Ok((leader, state));
         }
         Err(anyhow!("{leader} is {role:?}, {state}, replication {replication}"))
     }
@@ -239,16 +257,24 @@ pub(super) fn until_told(loop_wait: u64) -> Duration {
     Duration::from_secs(u64::from(ROUNDS_UNTIL_TOLD) * loop_wait + 5)
 }
 
-pub(super) fn done(phase: Option<Phase>, state: &str, changes: &[String]) -> Report {
-    let conclusion = if changes.is_empty() { Conclusion::NothingToDo } else { Conclusion::Done };
-    let reason = if changes.is_empty() { state.to_owned() } else { format!("{state}; changed {}", changes.join(", ")) };
-    let mut report = Report::new(conclusion, reason).with("changes", changes).with("phase", phase);
+/// The report of what was changed, whether or not it was seen to work: a change that is done must be told in any case.
+pub(super) fn told(phase: Option<Phase>, works: anyhow::Result<String>, changes: &[String]) -> anyhow::Result<Report> {
+    let list = changes.join(", ");
+    let mut report = match works {
+        Ok(state) if changes.is_empty() => Report::nothing_to_do(state),
+        Ok(state) => Report::done(format!("{state}; changed {list}")),
+        Err(error) if changes.is_empty() => return Err(error),
+        Err(error) => {
+            failure("follow", error.context(format!("changed {list}, but that is not verified")).context(Unverified))
+        }
+    };
+    report = report.with("changes", changes).with("phase", phase);
     if changes.iter().any(|change| change.starts_with("standby_cluster")) {
         report
             .alerts
             .push(Alert::normal("PeerMoved", report.reason.clone()).about(crate::kubernetes::EventTarget::own_pod()));
     }
-    report
+    Ok(report)
 }
 
 /// The configuration's text with what is wanted in it; members that are as wanted keep every byte.

@@ -165,7 +165,7 @@ impl Promote {
             let decision = decide(&observed.facts, policy);
             info!(plan = ?decision.plan, "{}", decision.reason);
             if session.dry_run {
-                return Ok(report(&decision, &observed));
+                return Ok(as_if(report(&decision, &observed), &decision.plan));
             }
             match self.act(session, cluster, policy, observed, decision).await {
                 Err(error) if error.downcast_ref::<Conflict>().is_some() => {
@@ -412,11 +412,22 @@ fn report(decision: &Decision, observed: &Observed) -> Report {
     report
 }
 
+/// A dry run says what would be done, not that it was.
+fn as_if(mut report: Report, plan: &Plan) -> Report {
+    let would = match plan {
+        Plan::Promote => "would promote: ",
+        Plan::Verify => "would look whether this site leads: ",
+        Plan::Nothing | Plan::Refuse | Plan::Mend => "",
+    };
+    report.reason.insert_str(0, would);
+    report
+}
+
 #[cfg(test)]
 mod flag_tests {
     use clap::Parser;
 
-    use super::{Promote, check_witness};
+    use super::{Plan, Promote, Report, as_if, check_witness};
     use crate::{
         intercom::Intercom,
         outcome::Misconfigured,
@@ -446,6 +457,14 @@ mod flag_tests {
         write(Path::Postgresql);
         let error = promote.policy().unwrap_err();
         assert!(error.downcast_ref::<Misconfigured>().is_some() && format!("{error:#}").contains("--witness"));
+    }
+
+    #[test]
+    fn dry_run_never_reads_as_if_it_had_promoted() {
+        let reason = |plan| as_if(Report::done("confirmed by a person: drill"), &plan).reason;
+        assert_eq!(reason(Plan::Promote), "would promote: confirmed by a person: drill");
+        assert!(reason(Plan::Verify).starts_with("would look "));
+        assert_eq!(reason(Plan::Refuse), "confirmed by a person: drill");
     }
 
     #[test]
