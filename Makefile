@@ -8,7 +8,7 @@ TARGET := x86_64-unknown-linux-musl
 .PHONY: help setup build test lint unit chart e2e images clusters clean-clusters demo bench bench-failovers soak
 
 help: ## explain the targets
-	@echo 'Lifeboat keeps a PostgreSQL application recoverable. As root on Debian, with git, make, rustup and Go:'
+	@echo 'Lifeboat keeps a PostgreSQL application recoverable. As root on Debian, with git, make, rustup and Go 1.26:'
 	@echo
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo

@@ -99,7 +99,7 @@ fn killed_until_promoted(dice: &mut Dice) -> u32 {
             chain.probe(&[]);
             Background::start(chain.promote_command(&[]).stdout(Stdio::null()).stderr(Stdio::null()))
         };
-        std::thread::sleep(dice.between(50, 4000));
+        std::thread::sleep(dice.between(50, 2500));
         drop(running);
         kills += 1;
     }

@@ -10,10 +10,15 @@
 {{- if and (has $v.peer.tls.mode (list "verify-ca" "verify-full")) (not $v.peer.tls.existingSecret) -}}
 {{- fail (printf "peer.tls.mode %s needs peer.tls.existingSecret: the certificate authority to verify the peer with" $v.peer.tls.mode) -}}
 {{- end -}}
+{{- include "lifeboat.validateLabels" . -}}
+{{- if .Release.IsUpgrade -}}
+{{- include "lifeboat.validateSite" . -}}
+{{- end -}}
 {{- if eq $v.site.role "witness" -}}
 {{- include "lifeboat.validateWitness" . -}}
 {{- else -}}
 {{- include "lifeboat.validateTls" . -}}
+{{- include "lifeboat.validateHba" . -}}
 {{- if and $v.postgresql.storage.existingClaim (ne (int $v.patroni.replicas) 1) -}}
 {{- fail "postgresql.storage.existingClaim needs patroni.replicas: 1, as members cannot share a volume" -}}
 {{- end -}}
@@ -45,6 +50,45 @@
 {{- if and (index $v.metrics $name).enabled (ne $v.monitor.kind "Deployment") -}}
 {{- fail (printf "metrics.%s.enabled needs monitor.kind Deployment: a monitor of kind %s serves no metrics" $name $v.monitor.kind) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels that select: another value, or a key that is there twice, would cut the members off from their Services and from Patroni. */}}
+{{- define "lifeboat.validateLabels" -}}
+{{- $v := .Values -}}
+{{- $reserved := "^(application|cluster-name|role|app\\.kubernetes\\.io/(name|instance|component|managed-by|part-of|version)|helm\\.sh/chart)$" -}}
+{{- range $place, $labels := dict
+  "commonLabels" $v.commonLabels
+  "patroni.podLabels" $v.patroni.podLabels
+  "monitor.podLabels" $v.monitor.podLabels
+  "witness.podLabels" $v.witness.podLabels
+  "followHook.podLabels" $v.followHook.podLabels
+  "metrics.serviceMonitor.labels" $v.metrics.serviceMonitor.labels
+  "metrics.prometheusRule.labels" $v.metrics.prometheusRule.labels -}}
+{{- range $key, $_ := $labels -}}
+{{- if regexMatch $reserved $key -}}
+{{- fail (printf "%s must not hold %s: the chart or Patroni sets this label, and Services, network policies and Patroni select by such labels; choose another key" $place $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+The StatefulSet's name holds the site's. With the values of another site helm would delete the one that runs, and make another with
+empty volumes. Without a cluster (helm template) nothing is found.
+*/}}
+{{- define "lifeboat.validateSite" -}}
+{{- $own := ternary (include "lifeboat.statefulset" .) "" (not (empty (include "lifeboat.patroniRuns" .))) -}}
+{{- $labels := dict "app.kubernetes.io/instance" (.Release.Name | trunc 63 | trimSuffix "-") "app.kubernetes.io/part-of" "lifeboat" "app.kubernetes.io/component" "patroni" -}}
+{{- $namespace := .Release.Namespace -}}
+{{- range (lookup "apps/v1" "StatefulSet" $namespace "").items -}}
+{{- $name := .metadata.name -}}
+{{- $found := .metadata.labels | default dict -}}
+{{- $ours := true -}}
+{{- range $key, $value := $labels -}}{{- if ne (get $found $key) $value -}}{{- $ours = false -}}{{- end -}}{{- end -}}
+{{- if and $ours (ne $name $own) -}}
+{{- fail (printf "this upgrade would delete the StatefulSet %s, which release %s runs in namespace %s; the values are those of site %s: check -f, --kube-context and -n. If it is meant: kubectl -n %s delete statefulset %s (its volumes stay), then upgrade" $name $.Release.Name $namespace $.Values.site.name $namespace $name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -92,6 +136,20 @@
 {{- end -}}
 {{- if and $v.patroni.tls.verifyClient (not $v.patroni.tls.existingSecret) -}}
 {{- fail "patroni.tls.verifyClient needs patroni.tls.existingSecret: without TLS nobody shows a certificate" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Without a line for it nobody can stream: neither the peer nor the replicas. What an included file says is not known. */}}
+{{- define "lifeboat.validateHba" -}}
+{{- $lines := .Values.postgresql.pgHba -}}
+{{- if and .Values.patroni.enabled $lines -}}
+{{- $admits := false -}}
+{{- range $lines -}}
+{{- if regexMatch "^\\s*(host\\S*\\s+(\\S*,)?replication[,\\s]|host\\S*\\s+\\S*@|include)" . -}}{{- $admits = true -}}{{- end -}}
+{{- end -}}
+{{- if not $admits -}}
+{{- fail (printf "postgresql.pgHba needs a line such as `%s replication all all scram-sha-256`: the database `all` does not include replication, so neither the peer nor the members of this site could stream" (ternary "hostssl" "host" (not (empty .Values.postgresql.tls.existingSecret)))) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
