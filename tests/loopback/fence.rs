@@ -179,6 +179,10 @@ fn peer_whose_certificate_does_not_verify_lives_and_is_not_led_beside() {
         command
     };
     is_not_led_beside(&gold, &mut follow("other.crt"), "TLS handshake");
+    // No authority to verify it with: that is no answer either.
+    let outcome = Ended::of(&mut follow("none.crt")).assert_code(1).outcome();
+    assert!(outcome["reason"].as_str().unwrap().contains("our own TLS options"), "{outcome}");
+    assert_eq!((gold.phase(), gold.starts()), (None, false));
     // Mended, it says that it is on a lower timeline.
     Ended::of(&mut follow("ca.crt")).assert_code(0);
     assert!(gold.starts());

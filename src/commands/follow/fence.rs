@@ -29,7 +29,7 @@ enum Peer {
     /// Nothing: it could not be asked, or did not answer.
     Silent,
     /// It lives, and does not say what it is: it starts, refuses us, is too slow, or any other answer opened no session (TLS that does not fit,
-    /// an error of the server's own).
+    /// an error of the server's own). Or our own TLS options keep us from asking.
     Untold,
     /// It leads, or is in recovery, with our own database.
     Ours { leads: bool, timeline: Timeline },
@@ -79,6 +79,7 @@ impl Facts {
     fn says(&self, probe: &ProbeFacts) -> Peer {
         let peer = &probe.peer;
         match (peer.in_recovery, peer.system_id, peer.timeline) {
+            _ if self.no_tls => Peer::Untold,
             _ if !probe.was_answered() => Peer::Silent,
             (_, Some(theirs), _) if Some(theirs) != self.system_id() => Peer::Other,
             (Some(recovers), Some(_), Some(timeline)) => Peer::Ours { leads: !recovers, timeline },
@@ -98,6 +99,7 @@ impl Follow {
                 return facts;
             }
         };
+        facts.no_tls = self.tls.connector().is_err();
         let (mut lease, begun) = (LeaseWatch::default(), Instant::now());
         loop {
             facts.peer = Some(probe_server(&server, LOOKS, PAUSE, LOOK_TIMEOUT).await);
@@ -230,6 +232,10 @@ impl Follow {
             Peer::Silent | Peer::Other => None,
             // Beside a leader of its own site it leads nowhere: what is to be kept from is there already, or is not.
             Peer::Untold | Peer::Ours { leads: false, .. } if facts.led && !facts.held => None,
+            Peer::Untold if facts.no_tls => Some(Birth::Unsure(format!(
+                "the peer can't be asked with our own TLS options: site {site} does not start beside it yet. Mend `peer.tls`; or, where you know \
+                 that the peer does not lead, start without the fence (`patroni.fence=false`). {met}"
+            ))),
             Peer::Untold => Some(Birth::Unsure(format!(
                 "the peer lives, and does not say whether it leads with this database: site {site} does not start beside it yet, and asks again. If \
                  that lasts, mend what it says here; or, where you know that the peer does not lead, end it, or start without the fence \
@@ -378,6 +384,8 @@ mod tests {
             assert!(matches!(birth(&beside_its_leader), Birth::AsItIs(_)), "{verdict}");
             let promoted = Facts { phase: Some(Phase::Promoted), ..gold(&answered) };
             assert!(matches!(birth(&promoted), Birth::AsItIs(_)), "it holds the accepted writes");
+            let no_tls = Facts { no_tls: true, ..gold(&silent) };
+            assert!(matches!(birth(&no_tls), Birth::Unsure(why) if why.contains("our own TLS options")), "{verdict}");
             let held = Facts { held: true, ..gold(&answered) };
             assert!(matches!(birth(&held), Birth::Held(_)), "{verdict}");
         }
