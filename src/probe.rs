@@ -74,6 +74,10 @@ pub struct Attempt {
     pub verdict: Verdict,
     /// Why, unless healthy.
     pub error: Option<String>,
+    /// Whether PostgreSQL's protocol brought a byte back: somebody lives there, whatever the verdict. Left out where it did not, and by older
+    /// releases.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub answered: bool,
 }
 
 /// Who the peer is and how far it has come; each absent where the session could not tell.
@@ -115,6 +119,12 @@ pub struct ProbeFacts {
 
 #[cfg(test)]
 impl ProbeFacts {
+    /// The same, where a byte came back.
+    pub(crate) fn answered(mut self) -> Self {
+        self.attempts.iter_mut().for_each(|attempt| attempt.answered = true);
+        self
+    }
+
     /// Facts of one attempt with this verdict, for tests.
     pub(crate) fn of_verdict(verdict: Verdict) -> Self {
         let at = Timestamp::UNIX_EPOCH;
@@ -126,9 +136,18 @@ impl ProbeFacts {
             port: Some(5432),
             verdict,
             reason: verdict.to_string(),
-            attempts: vec![Attempt { at, verdict, error: None }],
+            attempts: vec![Attempt { at, verdict, error: None, answered: verdict.is_alive() }],
             peer: PeerFacts::default(),
         }
+    }
+}
+
+impl ProbeFacts {
+    /// Whether somebody lives at the peer's address, which the verdict may leave open: `misconfigured` and `unknown` have servers that
+    /// answered, and others.
+    #[must_use]
+    pub fn was_answered(&self) -> bool {
+        self.verdict.is_alive() || self.attempts.iter().any(|attempt| attempt.answered)
     }
 }
 
@@ -149,8 +168,9 @@ mod tests {
     use super::*;
 
     fn of(verdicts: &[Verdict]) -> Verdict {
-        let attempts: Vec<Attempt> =
-            verdicts.iter().map(|&verdict| Attempt { at: Timestamp::UNIX_EPOCH, verdict, error: None }).collect();
+        let at = Timestamp::UNIX_EPOCH;
+        let of_verdict = |&verdict| Attempt { at, verdict, error: None, answered: false };
+        let attempts: Vec<Attempt> = verdicts.iter().map(of_verdict).collect();
         conclude(&attempts)
     }
 
@@ -178,8 +198,13 @@ mod tests {
         let text = serde_json::to_string(&facts).unwrap();
         assert_eq!(
             text,
-            r#"{"version":1,"taken":"1970-01-01T00:00:00Z","path":"postgresql","host":"peer","port":5432,"verdict":"healthy","reason":"healthy","attempts":[{"at":"1970-01-01T00:00:00Z","verdict":"healthy","error":null}],"system_id":"7000000000000000001","timeline":3,"lsn":"0/3000060","in_recovery":false}"#
+            r#"{"version":1,"taken":"1970-01-01T00:00:00Z","path":"postgresql","host":"peer","port":5432,"verdict":"healthy","reason":"healthy","attempts":[{"at":"1970-01-01T00:00:00Z","verdict":"healthy","error":null,"answered":true}],"system_id":"7000000000000000001","timeline":3,"lsn":"0/3000060","in_recovery":false}"#
         );
         assert_eq!(serde_json::from_str::<ProbeFacts>(&text).unwrap(), facts);
+        let silent = serde_json::to_string(&ProbeFacts::of_verdict(Verdict::Unreachable)).unwrap();
+        assert!(!silent.contains("answered"), "{silent}");
+        // As an older release wrote it: a witness may be one.
+        let old: ProbeFacts = serde_json::from_str(&text.replace(r#","answered":true"#, "")).unwrap();
+        assert!(!old.attempts[0].answered && old.was_answered());
     }
 }

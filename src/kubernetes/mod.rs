@@ -56,6 +56,8 @@ impl ClusterOptions {
 pub struct Cluster {
     client: kube::Client,
     namespace: String,
+    /// What is connected to: the API server, or a proxy before it.
+    host: Option<String>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -89,13 +91,22 @@ impl Cluster {
             Ok(name) if options.context.is_none() && !name.trim().is_empty() => name.trim().to_owned(),
             _ => config.default_namespace.clone(),
         });
-        Ok(Self { client: Box::pin(build_client(config)).await?, namespace })
+        let host = config.proxy_url.as_ref().unwrap_or(&config.cluster_url).host().map(str::to_owned);
+        Ok(Self { client: Box::pin(build_client(config)).await?, namespace, host })
     }
 
     /// The namespace that every call here works on.
     #[must_use]
     pub fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    /// Whether the API server's name can be looked up within `limit`. The client's own time limit of a connection covers the lookup too, and does
+    /// not tell which of the two took too long.
+    pub(crate) async fn resolves(&self, limit: Duration) -> bool {
+        let Some(host) = &self.host else { return false };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        matches!(tokio::time::timeout(limit, tokio::net::lookup_host((host, 443))).await, Ok(Ok(_)))
     }
 
     /// The API of one kind in this namespace.

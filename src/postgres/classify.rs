@@ -3,18 +3,22 @@
 use std::{
     error::Error as _,
     io,
+    net::SocketAddr,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     Server,
-    connect::{ConnectError, Connected, connect},
+    connect::{ConnectError, Connected, connect, resolve},
 };
 use crate::probe::Verdict;
 
@@ -25,28 +29,90 @@ pub struct Failed {
     pub verdict: Verdict,
     /// The error, for people.
     pub error: String,
+    /// Whether a byte came back: somebody lives there then, whatever the verdict.
+    pub answered: bool,
 }
 
-/// Opens a session within `timeout`, or says what was met instead.
-pub async fn attempt(server: &Server, timeout: Duration) -> Result<Connected, Failed> {
-    let answered = Arc::new(AtomicBool::new(false));
-    let failed = |verdict, error: String| Failed { verdict, error };
-    match tokio::time::timeout(timeout, connect(server, &answered)).await {
-        Ok(Ok(connected)) => Ok(connected),
-        Ok(Err(ConnectError::Options(error))) => Err(failed(Verdict::Misconfigured, format!("{error:#}"))),
-        Ok(Err(ConnectError::Resolve(error))) => {
-            Err(failed(of_resolver(&error), format!("look up {}: {error}", server.host)))
+/// Opens a session within `limit`, or says what was met instead. The lookup of the name takes of the limit what it needs; the addresses share
+/// the rest, so that a silent one hides none that lives. The first that answers decides.
+pub async fn attempt(server: &Server, limit: Duration) -> Result<Connected, Failed> {
+    let begun = Instant::now();
+    let left = || limit.saturating_sub(begun.elapsed());
+    let unanswered = |verdict, error: String| Failed { verdict, error, answered: false };
+    let connector = server.tls.connector();
+    let connector = connector.map_err(|error| unanswered(Verdict::Misconfigured, format!("{error:#}")))?;
+    let addresses = match timeout(limit, resolve(server)).await {
+        Ok(Ok(addresses)) => addresses,
+        Ok(Err(error)) => return Err(unanswered(of_resolver(&error), format!("look up {}: {error}", server.host))),
+        // Nobody asked the server: this says nothing of it.
+        Err(_) => {
+            let error = format!("look up {}: the name was not resolved within {limit:?}", server.host);
+            return Err(unanswered(Verdict::Unknown, error));
         }
-        Ok(Err(ConnectError::Tcp(error))) => Err(failed(of_tcp(&error), error.to_string())),
-        Ok(Err(ConnectError::Handshake { error })) => {
-            let verdict = of_handshake(&error, answered.load(Ordering::Relaxed));
-            Err(failed(verdict, with_causes(&error)))
+    };
+    let silence = of_silence(&server.host, limit, left(), addresses.len());
+    let mut failures = Vec::new();
+    for (index, address) in addresses.iter().enumerate() {
+        let share = left() / u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
+        match ask(server, *address, connector.clone(), share, left).await {
+            Some(Err(failed)) if !failed.answered => failures.push(failed),
+            Some(decided) => return decided,
+            None => failures.push(unanswered(silence.0, silence.1.clone())),
         }
-        Err(_) if answered.load(Ordering::Relaxed) => {
-            Err(failed(Verdict::Unknown, format!("answered, but opened no session within {timeout:?}")))
-        }
-        Err(_) => Err(failed(Verdict::Unreachable, format!("no answer within {timeout:?}"))),
     }
+    Err(together(&addresses, failures))
+}
+
+/// Asks one address; none if it stays silent for its share of the time. One that answered has all that is left.
+async fn ask(
+    server: &Server,
+    address: SocketAddr,
+    connector: MakeRustlsConnect,
+    share: Duration,
+    left: impl Fn() -> Duration,
+) -> Option<Result<Connected, Failed>> {
+    let answered = Arc::new(AtomicBool::new(false));
+    let has_answered = || answered.load(Ordering::Relaxed);
+    let mut connecting = pin!(connect(server, address, connector, Arc::clone(&answered)));
+    let mut met = timeout(share, &mut connecting).await;
+    if met.is_err() && has_answered() {
+        met = timeout(left(), connecting).await;
+    }
+    let failed = |verdict, error| Some(Err(Failed { verdict, error, answered: has_answered() }));
+    match met {
+        Ok(Ok(connected)) => Some(Ok(connected)),
+        Ok(Err(ConnectError::Options(error))) => failed(Verdict::Misconfigured, format!("{error:#}")),
+        Ok(Err(ConnectError::Tcp(error))) => failed(of_tcp(&error), error.to_string()),
+        Ok(Err(ConnectError::Handshake { error })) => failed(of_handshake(&error, has_answered()), with_causes(&error)),
+        Err(_) if has_answered() => {
+            failed(Verdict::Unknown, "answered, but opened no session within the time limit".to_owned())
+        }
+        Err(_) => None,
+    }
+}
+
+/// What the silence of an address says, with so much of the limit left by the lookup of its name.
+fn of_silence(host: &str, limit: Duration, left: Duration, addresses: usize) -> (Verdict, String) {
+    if left < limit / 2 {
+        // It had too little of the time: that is no sign.
+        return (Verdict::Unknown, format!("no answer within what the lookup of {host} left of {limit:?}"));
+    }
+    let part = if addresses > 1 { "its part of " } else { "" };
+    (Verdict::Unreachable, format!("no answer within {part}{limit:?}"))
+}
+
+/// No address answered: the server is unreachable only if each says so.
+fn together(addresses: &[SocketAddr], failures: Vec<Failed>) -> Failed {
+    let verdict = match failures.split_first() {
+        Some((first, rest)) if rest.iter().all(|failed| failed.verdict == first.verdict) => first.verdict,
+        _ => Verdict::Unknown,
+    };
+    let several = addresses.len() > 1;
+    let errors = addresses
+        .iter()
+        .zip(failures)
+        .map(|(address, failed)| if several { format!("{}: {}", address.ip(), failed.error) } else { failed.error });
+    Failed { verdict, error: errors.collect::<Vec<_>>().join("; "), answered: false }
 }
 
 /// The resolver's errors reach us only as the texts of `gai_strerror` (musl and glibc). A name that doesn't exist is our own
@@ -156,6 +222,34 @@ mod tests {
         }
         assert_eq!(of_tcp(&io::Error::from_raw_os_error(24)), Verdict::Unknown, "too many open files");
         assert_eq!(of_tcp(&io::Error::from_raw_os_error(113)), Verdict::Unreachable, "no route to host");
+    }
+
+    #[test]
+    fn name_is_unreachable_only_if_each_of_its_addresses_is() {
+        use Verdict::{Unknown, Unreachable};
+        let of = |verdicts: &[Verdict]| {
+            let failures =
+                verdicts.iter().map(|&verdict| Failed { verdict, error: verdict.to_string(), answered: false });
+            let addresses = ["192.0.2.1:5432".parse().unwrap(), "192.0.2.2:5432".parse().unwrap()];
+            together(&addresses[..verdicts.len()], failures.collect())
+        };
+        assert_eq!((of(&[Unreachable]).verdict, of(&[Unreachable]).error.as_str()), (Unreachable, "unreachable"));
+        let both = of(&[Unreachable, Unreachable]);
+        assert_eq!(
+            (both.verdict, both.error.as_str()),
+            (Unreachable, "192.0.2.1: unreachable; 192.0.2.2: unreachable")
+        );
+        assert_eq!(of(&[Unreachable, Unknown]).verdict, Unknown);
+        assert_eq!(of(&[Unknown, Unreachable]).verdict, Unknown);
+    }
+
+    #[test]
+    fn silence_after_a_slow_lookup_says_nothing() {
+        let of = |left, addresses| of_silence("gold", Duration::from_secs(3), Duration::from_millis(left), addresses);
+        assert_eq!(of(2900, 1), (Verdict::Unreachable, "no answer within 3s".to_owned()));
+        assert_eq!(of(2900, 2), (Verdict::Unreachable, "no answer within its part of 3s".to_owned()));
+        assert_eq!(of(1400, 1).0, Verdict::Unknown);
+        assert_eq!(of(0, 1).0, Verdict::Unknown);
     }
 
     #[test]

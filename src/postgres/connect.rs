@@ -18,6 +18,7 @@ use tokio::{
     net::TcpStream,
 };
 use tokio_postgres::{Client, Config, tls::MakeTlsConnect};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{TlsOptions, pgpass};
 
@@ -65,9 +66,7 @@ pub struct Server {
 pub enum ConnectError {
     /// The TLS options can't be used.
     Options(anyhow::Error),
-    /// The host has no address; the resolver's own error.
-    Resolve(io::Error),
-    /// No TCP connection to any address; the last error.
+    /// No TCP connection.
     Tcp(io::Error),
     /// The PostgreSQL or TLS handshake ended.
     Handshake {
@@ -90,12 +89,27 @@ impl Drop for Connected {
     }
 }
 
-/// Connects once. `answered` turns true when the first byte arrives. No time limit here: the caller sets one.
-pub async fn connect(server: &Server, answered: &Arc<AtomicBool>) -> Result<Connected, ConnectError> {
-    let mut connector = server.tls.connector().map_err(ConnectError::Options)?;
+/// The addresses of the server's name, at least one; or the resolver's own error. No time limit here: the caller sets one.
+pub async fn resolve(server: &Server) -> io::Result<Vec<SocketAddr>> {
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((server.host.as_str(), server.port)).await?.collect();
+    if addresses.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    }
+    Ok(addresses)
+}
+
+/// Connects once, to one address. `answered` turns true when the first byte arrives. No time limit here: the caller sets one.
+pub async fn connect(
+    server: &Server,
+    address: SocketAddr,
+    mut connector: MakeRustlsConnect,
+    answered: Arc<AtomicBool>,
+) -> Result<Connected, ConnectError> {
     let connector = MakeTlsConnect::<Watched>::make_tls_connect(&mut connector, &server.host)
         .map_err(|error| ConnectError::Options(error.into()))?;
-    let stream = Watched { stream: tcp(server).await?, answered: Arc::clone(answered) };
+    let stream = TcpStream::connect(address).await.map_err(ConnectError::Tcp)?;
+    stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
+    let stream = Watched { stream, answered };
     let mut config = Config::new();
     config
         .user(&server.credentials.user)
@@ -113,22 +127,6 @@ pub async fn connect(server: &Server, answered: &Arc<AtomicBool>) -> Result<Conn
         }
     });
     Ok(Connected { client, driver })
-}
-
-async fn tcp(server: &Server) -> Result<TcpStream, ConnectError> {
-    let addresses: Vec<SocketAddr> =
-        tokio::net::lookup_host((server.host.as_str(), server.port)).await.map_err(ConnectError::Resolve)?.collect();
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in &addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) => {
-                stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(if addresses.is_empty() { ConnectError::Resolve(last) } else { ConnectError::Tcp(last) })
 }
 
 /// A stream that remembers whether a byte ever came back.

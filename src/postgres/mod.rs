@@ -9,7 +9,7 @@ pub mod pgpass;
 mod tls;
 
 pub use classify::{Failed, attempt};
-pub use connect::{Connected, Credentials, Server, connect};
+pub use connect::{Connected, Credentials, Server};
 pub use control_file::ControlFile;
 pub use history::{History, Switch};
 pub use identity::{IDENTITY_QUERY, Lsn, SystemId, Timeline, identity, simple_row};

@@ -14,10 +14,12 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{kubeconfig, status},
+    certificates::{authority, certificate},
     http::HttpServer,
     lifeboat::{Ended, Running, lifeboat},
-    peers::ClosedPort,
+    peers::{ClosedPort, Peer},
     postgres::{PASSWORD, Postgres},
+    protocol::{begin, error_response},
 };
 
 /// An active site whose cluster has this system identifier and is on timeline 2, and its record, if there is one.
@@ -148,6 +150,69 @@ fn peer_that_lives_and_never_says_what_it_is_is_not_led_beside() {
     let ended = Ended::of(&mut gold.follow(peer.address()));
     ended.assert_code(0);
     assert!(gold.starts() && ended.took < Duration::from_secs(15), "{:?}", ended.took);
+}
+
+fn is_not_led_beside(gold: &Gold, follow: &mut Command, said: &str) {
+    let ended = Ended::of(follow);
+    let outcome = ended.assert_code(1).outcome();
+    let reason = outcome["reason"].as_str().unwrap();
+    assert!(reason.contains("the peer lives") && reason.contains("patroni.fence=false"), "{outcome}");
+    assert!(reason.contains(said), "{said}: {outcome}");
+    assert_eq!(outcome["alerts"][0]["kind"], "FollowFailed", "{outcome}");
+    assert!(ended.took > Duration::from_secs(20) && ended.took < Duration::from_secs(45), "{:?}", ended.took);
+    assert_eq!((gold.phase(), gold.starts()), (None, false));
+}
+
+#[test]
+fn peer_whose_certificate_does_not_verify_lives_and_is_not_led_beside() {
+    let settings = ["ssl=on", "ssl_cert_file=../server.crt", "ssl_key_file=../server.key"];
+    let peer = Postgres::start_prepared(&settings, |home| {
+        authority(home, "ca");
+        authority(home, "other");
+        certificate(home, "server");
+    });
+    peer.sql(&format!("CREATE ROLE fence LOGIN PASSWORD '{PASSWORD}'"));
+    let gold = Gold::start(&peer.sql("SELECT system_identifier FROM pg_control_system()"), None, true);
+    let follow = |authority: &str| {
+        let mut command = gold.follow(peer.address());
+        command.arg("--sslmode=verify-full").arg("--sslrootcert").arg(peer.home.join(authority));
+        command
+    };
+    is_not_led_beside(&gold, &mut follow("other.crt"), "TLS handshake");
+    // No authority to verify it with: that is no answer either.
+    let outcome = Ended::of(&mut follow("none.crt")).assert_code(1).outcome();
+    assert!(outcome["reason"].as_str().unwrap().contains("our own TLS options"), "{outcome}");
+    assert_eq!((gold.phase(), gold.starts()), (None, false));
+    // Mended, it says that it is on a lower timeline.
+    Ended::of(&mut follow("ca.crt")).assert_code(0);
+    assert!(gold.starts());
+}
+
+#[test]
+fn peer_that_answers_with_an_error_of_its_own_or_too_slowly_lives_and_is_not_led_beside() {
+    let says = |code: &'static str| {
+        Peer::start(move |mut stream| {
+            begin(&mut stream)?;
+            std::io::Write::write_all(&mut stream, &error_response(code, "the test says no")).ok()?;
+            None
+        })
+    };
+    // Out of memory, ended by an administrator, a disk that fails, an inner error; and one that opens no session in time.
+    let mut peers: Vec<(Peer, &str)> = ["53200", "57P01", "58030", "XX000"].map(|code| (says(code), code)).into();
+    let slow = Peer::start(|mut stream| {
+        begin(&mut stream)?;
+        Some(stream)
+    });
+    peers.push((slow, "opened no session"));
+    std::thread::scope(|scope| {
+        for (peer, said) in &peers {
+            scope.spawn(move || {
+                let gold = Gold::start("7000000000000000001", None, true);
+                let address = [format!("--host={}", peer.address.ip()), format!("--port={}", peer.address.port())];
+                is_not_led_beside(&gold, &mut gold.follow(address), said);
+            });
+        }
+    });
 }
 
 #[test]

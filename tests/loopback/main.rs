@@ -11,6 +11,7 @@ macro_rules! of_servers {
 }
 
 of_servers!(
+    certificates = "../servers/certificates.rs",
     http = "../servers/http.rs",
     lifeboat = "../servers/lifeboat.rs",
     peers = "../servers/peers.rs",
@@ -22,6 +23,7 @@ mod api_faults;
 mod bootstrap;
 mod fence;
 mod intercom;
+mod names;
 mod peer_lease;
 mod promotion;
 mod protocol;

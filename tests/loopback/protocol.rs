@@ -24,7 +24,7 @@ fn probe(peer: &Peer, more: &[&str]) -> Value {
 }
 
 /// Denies TLS and reads the startup message.
-fn begin(stream: &mut TcpStream) -> Option<()> {
+pub fn begin(stream: &mut TcpStream) -> Option<()> {
     stream.read_exact(&mut [0; 8]).ok()?;
     stream.write_all(b"N").ok()?;
     read_message(stream)
@@ -38,7 +38,7 @@ fn read_message(stream: &mut TcpStream) -> Option<()> {
     stream.read_exact(&mut body).ok()
 }
 
-fn error_response(code: &str, message: &str) -> Vec<u8> {
+pub fn error_response(code: &str, message: &str) -> Vec<u8> {
     let fields = format!("SFATAL\0VFATAL\0C{code}\0M{message}\0\0");
     let length = u32::try_from(fields.len() + 4).unwrap().to_be_bytes();
     [b"E", &length[..], fields.as_bytes()].concat()

@@ -23,7 +23,15 @@ pub struct Peer {
 impl Peer {
     /// Serves each connection on a thread of its own; what `serve` returns stays open.
     pub fn start(serve: impl Fn(TcpStream) -> Option<TcpStream> + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_at(([127, 0, 0, 1], 0).into(), serve)
+    }
+
+    /// The same, at this address.
+    pub fn start_at(
+        address: SocketAddr,
+        serve: impl Fn(TcpStream) -> Option<TcpStream> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let (accepted, ended, kept) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default(), Arc::default());
         let peer = (Arc::clone(&accepted), Arc::clone(&ended), Arc::<Mutex<Vec<TcpStream>>>::clone(&kept));

@@ -1,12 +1,13 @@
 //! `pg-probe` and TLS: libpq's modes against a server whose certificate an authority of the test's own has signed.
 
-use std::{fs, path::Path, process::Command};
+use std::fs;
 
 use serde_json::Value;
 
 use crate::{
+    certificates::{authority, certificate},
     lifeboat::{Ended, Probe, last_error},
-    postgres::{PASSWORD, Postgres, own, run},
+    postgres::{PASSWORD, Postgres},
 };
 
 /// A server with a certificate for localhost and 127.0.0.1; it listens on 127.0.0.2 too, which the certificate doesn't name.
@@ -39,31 +40,6 @@ impl TlsServer {
         }
         probe.verdict(command.env("PGPASSWORD", PASSWORD))
     }
-}
-
-fn openssl(home: &Path, arguments: &str) {
-    run(Command::new("openssl").current_dir(home).args(arguments.split_whitespace()));
-}
-
-pub fn authority(home: &Path, name: &str) {
-    openssl(
-        home,
-        &format!(
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=lifeboat-{name} \
-             -keyout {name}.key -out {name}.crt"
-        ),
-    );
-}
-
-/// A certificate of the authority `ca`, as files that PostgreSQL takes.
-pub fn certificate(home: &Path, name: &str) {
-    fs::write(home.join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").unwrap();
-    let request = "req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost";
-    openssl(home, &format!("{request} -keyout {name}.key -out {name}.csr"));
-    let sign = "x509 -req -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names";
-    openssl(home, &format!("{sign} -in {name}.csr -out {name}.crt"));
-    own(&home.join(format!("{name}.key")));
-    own(&home.join(format!("{name}.crt")));
 }
 
 #[test]

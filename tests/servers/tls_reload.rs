@@ -3,10 +3,10 @@
 use std::{fs, process::Command, sync::Arc};
 
 use crate::{
+    certificates::{authority, certificate},
     http::HttpServer,
     lifeboat::{Ended, Running, lifeboat},
     postgres::{Postgres, own},
-    tls::{authority, certificate},
 };
 
 struct Renewal {

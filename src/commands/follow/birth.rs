@@ -32,6 +32,8 @@ pub(super) struct Facts {
     pub data: Option<ControlFile>,
     /// What is met at the peer right now, where it could be asked.
     pub peer: Option<ProbeFacts>,
+    /// Our own TLS options can't be used: whatever the peer is, it was not asked.
+    pub no_tls: bool,
     /// A member of this site leads already, and renewed its lease while the peer was asked: this one would only follow it.
     pub led: bool,
     /// Whether the peer's database is what ours became later, by its history; not asked where its timeline is no higher.
@@ -101,7 +103,7 @@ impl Follow {
         let held = record.as_ref().is_some_and(|record| record.phase == Phase::Held);
         let phase = record.map(|record| record.standing());
         let data = self.data_dir.as_deref().map(ControlFile::find).transpose()?.flatten();
-        let facts = Facts { config, phase, held, data, peer: None, led: false, outlived: None };
+        let facts = Facts { config, phase, held, data, peer: None, no_tls: false, led: false, outlived: None };
         Ok(if self.fence && (held || facts.may_lead_twice()) { self.ask_peer(cluster, facts).await } else { facts })
     }
 

@@ -28,7 +28,8 @@ use crate::{
 enum Peer {
     /// Nothing: it could not be asked, or did not answer.
     Silent,
-    /// It lives, and does not say what it is: it starts, refuses us, or is too slow.
+    /// It lives, and does not say what it is: it starts, refuses us, is too slow, or any other answer opened no session (TLS that does not fit,
+    /// an error of the server's own). Or our own TLS options keep us from asking.
     Untold,
     /// It leads, or is in recovery, with our own database.
     Ours { leads: bool, timeline: Timeline },
@@ -78,7 +79,8 @@ impl Facts {
     fn says(&self, probe: &ProbeFacts) -> Peer {
         let peer = &probe.peer;
         match (peer.in_recovery, peer.system_id, peer.timeline) {
-            _ if !probe.verdict.is_alive() => Peer::Silent,
+            _ if self.no_tls => Peer::Untold,
+            _ if !probe.was_answered() => Peer::Silent,
             (_, Some(theirs), _) if Some(theirs) != self.system_id() => Peer::Other,
             (Some(recovers), Some(_), Some(timeline)) => Peer::Ours { leads: !recovers, timeline },
             _ => Peer::Untold,
@@ -97,6 +99,7 @@ impl Follow {
                 return facts;
             }
         };
+        facts.no_tls = self.tls.connector().is_err();
         let (mut lease, begun) = (LeaseWatch::default(), Instant::now());
         loop {
             facts.peer = Some(probe_server(&server, LOOKS, PAUSE, LOOK_TIMEOUT).await);
@@ -195,11 +198,12 @@ impl Follow {
         }
         let says = facts.peer.as_ref().map_or(Peer::Silent, |probe| facts.says(probe));
         let place = facts.peer.as_ref().map_or("the peer", |probe| probe.host.as_str());
+        let met = facts.peer.as_ref().map_or("", |probe| probe.reason.as_str());
         let (site, timeline) = (&self.site, facts.timeline());
         if facts.held && matches!(says, Peer::Silent | Peer::Untold) {
             return Some(Birth::Held(format!(
                 "site {site} was held, as its peer led with this database, and the peer can't be asked now: it may lead still. To lead here all the \
-                 same, end the other site, then `lifeboat release`"
+                 same, end the other site, then `lifeboat release`. {met}"
             )));
         }
         if facts.held && facts.system_id().is_none() && self.role == Role::Active {
@@ -228,9 +232,14 @@ impl Follow {
             Peer::Silent | Peer::Other => None,
             // Beside a leader of its own site it leads nowhere: what is to be kept from is there already, or is not.
             Peer::Untold | Peer::Ours { leads: false, .. } if facts.led && !facts.held => None,
+            Peer::Untold if facts.no_tls => Some(Birth::Unsure(format!(
+                "the peer can't be asked with our own TLS options: site {site} does not start beside it yet. Mend `peer.tls`; or, where you know \
+                 that the peer does not lead, start without the fence (`patroni.fence=false`). {met}"
+            ))),
             Peer::Untold => Some(Birth::Unsure(format!(
-                "the peer lives, and does not say whether it leads with this database: site {site} does not start beside it yet, and asks again. {}",
-                facts.peer.as_ref().map_or("", |probe| probe.reason.as_str())
+                "the peer lives, and does not say whether it leads with this database: site {site} does not start beside it yet, and asks again. If \
+                 that lasts, mend what it says here; or, where you know that the peer does not lead, end it, or start without the fence \
+                 (`patroni.fence=false`): runbook, \"FollowFailed\". {met}"
             ))),
             // A promotion leaves the higher timeline. On the same one nobody knows who is the older: two of the same are no choice.
             Peer::Ours { leads: true, timeline: theirs } => (theirs >= timeline).then(|| {
@@ -278,7 +287,8 @@ mod tests {
         assert!(held(&gold(peer(7, 2, false))), "the peer was promoted while we switched too");
         assert!(!held(&gold(peer(7, 1, false))), "the peer is the older one");
         assert!(!held(&gold(peer(7, 2, true))) && !held(&gold(peer(8, 3, false))) && !held(&gold(None)));
-        let gone = peer(7, 3, false).map(|probe| ProbeFacts { verdict: Verdict::Unreachable, ..probe });
+        let gone = peer(7, 3, false)
+            .map(|probe| ProbeFacts { peer: probe.peer, ..ProbeFacts::of_verdict(Verdict::Unreachable) });
         assert!(starts(&gold(gone.clone())));
         // What was held stays so until the peer is met and does not lead, nor may in a moment.
         let was_held = |peer| Facts { held: true, phase: Some(Phase::Watching), ..gold(peer) };
@@ -351,8 +361,33 @@ mod tests {
             follows.config.standby_cluster = Some(crate::patroni::StandbyCluster::default());
             assert!(matches!(birth(&follows), Birth::AsItIs(_)));
         }
+    }
+
+    /// A certificate that does not fit, an error of the server's own, a session that does not open in time: whoever sent a byte lives.
+    #[test]
+    fn peer_that_answered_is_not_led_beside_whatever_its_answer_was() {
+        let config =
+            ClusterConfig { initialize: Some(SystemId(7)), timeline: Some(Timeline(2)), ..ClusterConfig::default() };
+        let gold = |peer: &ProbeFacts| Facts { config: config.clone(), peer: Some(peer.clone()), ..Facts::default() };
+        let birth = |facts: &Facts| follow(Role::Active).decide_birth(facts);
         for verdict in [Verdict::Unreachable, Verdict::Misconfigured, Verdict::Unknown] {
-            assert!(matches!(birth(&gold(Some(ProbeFacts::of_verdict(verdict)))), Birth::AsItIs(_)), "{verdict}");
+            let silent = ProbeFacts::of_verdict(verdict);
+            assert!(matches!(birth(&gold(&silent)), Birth::AsItIs(_)), "{verdict}");
+            let answered = silent.clone().answered();
+            let Birth::Unsure(why) = birth(&gold(&answered)) else { panic!("{verdict}: led beside") };
+            assert!(why.ends_with(&answered.reason) && why.contains("patroni.fence=false"), "{why}");
+            // Once of three times is enough.
+            let attempts = [&silent.attempts[..], &answered.attempts, &silent.attempts].concat();
+            let once = ProbeFacts { attempts, ..silent.clone() };
+            assert!(matches!(birth(&gold(&once)), Birth::Unsure(_)), "{verdict}");
+            let beside_its_leader = Facts { led: true, ..gold(&answered) };
+            assert!(matches!(birth(&beside_its_leader), Birth::AsItIs(_)), "{verdict}");
+            let promoted = Facts { phase: Some(Phase::Promoted), ..gold(&answered) };
+            assert!(matches!(birth(&promoted), Birth::AsItIs(_)), "it holds the accepted writes");
+            let no_tls = Facts { no_tls: true, ..gold(&silent) };
+            assert!(matches!(birth(&no_tls), Birth::Unsure(why) if why.contains("our own TLS options")), "{verdict}");
+            let held = Facts { held: true, ..gold(&answered) };
+            assert!(matches!(birth(&held), Birth::Held(_)), "{verdict}");
         }
     }
 }

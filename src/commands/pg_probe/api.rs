@@ -21,6 +21,8 @@ use crate::{
 };
 
 const POLL: Duration = Duration::from_secs(1);
+/// Time that a name may take to be looked up before silence behind it is no sign: less than half of a connection's (5 s).
+const LOOKUP: Duration = Duration::from_secs(2);
 
 /// How to look.
 #[derive(Debug)]
@@ -73,7 +75,7 @@ impl Look<'_> {
             if let Some(error) = &error {
                 warn!(%verdict, "{}: {error}", self.place);
             }
-            tries.push(Attempt { at: Timestamp::now(), verdict, error });
+            tries.push(Attempt { at: Timestamp::now(), verdict, error, answered: false });
             if verdict.is_alive() || tries.len() >= self.attempts as usize {
                 break;
             }
@@ -186,6 +188,11 @@ impl Look<'_> {
             Err(error) => {
                 let verdict = self.classify(&error);
                 let error = cluster.explain("get", "ConfigMap", name, error);
+                // A DNS server that does not answer looks like a silent API server, which nobody asked then.
+                if verdict == Verdict::Unreachable && !cluster.resolves(LOOKUP).await {
+                    let error = format!("{error:#}; and its name was not resolved within {LOOKUP:?}");
+                    return Err(Failed { verdict: Verdict::Unknown, error });
+                }
                 Err(Failed { verdict, error: format!("{error:#}") })
             }
         }

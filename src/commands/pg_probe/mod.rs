@@ -123,22 +123,22 @@ pub async fn probe_server(server: &Server, attempts: u32, interval: Duration, ti
     let mut tries: Vec<Attempt> = Vec::new();
     let mut peer = PeerFacts::default();
     for number in 1..=attempts {
-        let (verdict, error) = match postgres::attempt(server, timeout).await {
+        let (verdict, error, answered) = match postgres::attempt(server, timeout).await {
             Ok(session) => match tokio::time::timeout(timeout, postgres::identity(&session.client)).await {
                 Ok(Ok(facts)) => {
                     peer = facts;
-                    (Verdict::Healthy, None)
+                    (Verdict::Healthy, None, true)
                 }
                 // It opened a session, so it is alive; who it is stays unknown.
-                Ok(Err(error)) => (Verdict::Healthy, Some(format!("{error:#}"))),
-                Err(_) => (Verdict::Healthy, Some(format!("told no identity within {timeout:?}"))),
+                Ok(Err(error)) => (Verdict::Healthy, Some(format!("{error:#}")), true),
+                Err(_) => (Verdict::Healthy, Some(format!("told no identity within {timeout:?}")), true),
             },
-            Err(postgres::Failed { verdict, error }) => (verdict, Some(error)),
+            Err(postgres::Failed { verdict, error, answered }) => (verdict, Some(error), answered),
         };
         if let Some(error) = &error {
             warn!(attempt = number, %verdict, "{}:{}: {error}", server.host, server.port);
         }
-        tries.push(Attempt { at: Timestamp::now(), verdict, error });
+        tries.push(Attempt { at: Timestamp::now(), verdict, error, answered });
         if verdict.is_alive() || number == attempts {
             break;
         }
@@ -161,8 +161,8 @@ pub async fn probe_server(server: &Server, attempts: u32, interval: Duration, ti
 }
 
 fn reason(server: &Server, verdict: Verdict, tries: &[Attempt]) -> String {
-    let error =
-        tries.iter().rev().find(|attempt| attempt.verdict == verdict).and_then(|attempt| attempt.error.as_deref());
+    let last = tries.iter().rev().find(|attempt| attempt.verdict == verdict).or(tries.last());
+    let error = last.and_then(|attempt| attempt.error.as_deref());
     let tail = error.map(|error| format!(": {error}")).unwrap_or_default();
     format!(
         "{}:{} is {verdict} ({} of {} attempts){tail}",
@@ -184,7 +184,12 @@ fn no_port(host: &str, why: &str) -> ProbeFacts {
         host: host.to_owned(),
         port: None,
         verdict: Verdict::Misconfigured,
-        attempts: vec![Attempt { at: now, verdict: Verdict::Misconfigured, error: Some(why.to_owned()) }],
+        attempts: vec![Attempt {
+            at: now,
+            verdict: Verdict::Misconfigured,
+            error: Some(why.to_owned()),
+            answered: false,
+        }],
         reason,
         peer: PeerFacts::default(),
     }

@@ -47,7 +47,7 @@ fn probe(seconds: i64, verdicts: &[Verdict]) -> ProbeFacts {
     let attempts: Vec<Attempt> = verdicts
         .iter()
         .zip(0..)
-        .map(|(&verdict, index)| Attempt { at: at(seconds + index * 5), verdict, error: None })
+        .map(|(&verdict, index)| Attempt { at: at(seconds + index * 5), verdict, error: None, answered: false })
         .collect();
     let verdict = conclude(&attempts);
     let taken = attempts.last().unwrap().at;
