@@ -136,7 +136,7 @@ pub struct PeerLease {
     /// When somebody was last seen to renew it, by our clock. The first sight says nothing: it may have been so for years.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renewed: Option<Timestamp>,
-    /// Whose it is: context, namespace and scope. What was seen of another one says nothing of this.
+    /// Whose it is: system identifier, namespace and scope. What was seen of another one says nothing of this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub of: Option<String>,
 }
@@ -346,11 +346,12 @@ impl SiteRecord {
         self.alerts.get(kind).copied().max(last)
     }
 
-    /// Who besides this site last saw the peer alive, and when.
+    /// Who besides this site last saw the peer alive, and when: one of these witnesses, or its own API server.
     #[must_use]
-    pub fn seen_alive(&self) -> Option<(Timestamp, &str)> {
+    pub fn seen_alive(&self, trusted: impl Fn(&str) -> bool) -> Option<(Timestamp, &str)> {
         let lease = self.peer_lease.as_ref().and_then(|lease| Some((lease.renewed?, "its own API server")));
-        self.witnesses.iter().map(|(url, time)| (*time, url.as_str())).chain(lease).max()
+        let witnesses = self.witnesses.iter().filter(|(url, _)| trusted(url));
+        witnesses.map(|(url, time)| (*time, url.as_str())).chain(lease).max()
     }
 
     /// Leaves `promoting` without a promotion: the epoch counts only those that took place.

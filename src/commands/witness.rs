@@ -80,7 +80,8 @@ struct Watch {
 impl Witness {
     /// Serves until it is stopped.
     pub async fn run(self, session: &Session) -> anyhow::Result<Report> {
-        let longest = self.timeout * self.attempts + self.interval * (self.attempts - 1);
+        let longest =
+            self.timeout.saturating_mul(self.attempts).saturating_add(self.interval.saturating_mul(self.attempts - 1));
         if longest >= ANSWERS_WITHIN {
             return misconfigured(Err(anyhow!(
                 "an answer about a dead peer would take {}, and promote waits {} for it: lower --attempts, --interval or --timeout",

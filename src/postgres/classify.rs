@@ -31,6 +31,8 @@ pub struct Failed {
     pub error: String,
     /// Whether a byte came back: somebody lives there then, whatever the verdict.
     pub answered: bool,
+    /// Whether this machine has no way of its own to such an address, as without IPv6: that says nothing of those that it has.
+    pub no_family: bool,
 }
 
 /// Opens a session within `limit`, or says what was met instead. The lookup of the name takes of the limit what it needs; the addresses share
@@ -38,7 +40,7 @@ pub struct Failed {
 pub async fn attempt(server: &Server, limit: Duration) -> Result<Connected, Failed> {
     let begun = Instant::now();
     let left = || limit.saturating_sub(begun.elapsed());
-    let unanswered = |verdict, error: String| Failed { verdict, error, answered: false };
+    let unanswered = |verdict, error: String| Failed { verdict, error, answered: false, no_family: false };
     let connector = server.tls.connector();
     let connector = connector.map_err(|error| unanswered(Verdict::Misconfigured, format!("{error:#}")))?;
     let addresses = match timeout(limit, resolve(server)).await {
@@ -78,11 +80,14 @@ async fn ask(
     if met.is_err() && has_answered() {
         met = timeout(left(), connecting).await;
     }
-    let failed = |verdict, error| Some(Err(Failed { verdict, error, answered: has_answered() }));
+    let failed = |verdict, error| Some(Err(Failed { verdict, error, answered: has_answered(), no_family: false }));
     match met {
         Ok(Ok(connected)) => Some(Ok(connected)),
         Ok(Err(ConnectError::Options(error))) => failed(Verdict::Misconfigured, format!("{error:#}")),
-        Ok(Err(ConnectError::Tcp(error))) => failed(of_tcp(&error), error.to_string()),
+        Ok(Err(ConnectError::Tcp(error))) => {
+            let (verdict, no_family) = (of_tcp(&error), is_no_family(&error));
+            Some(Err(Failed { verdict, error: error.to_string(), answered: has_answered(), no_family }))
+        }
         Ok(Err(ConnectError::Handshake { error })) => failed(of_handshake(&error, has_answered()), with_causes(&error)),
         Err(_) if has_answered() => {
             failed(Verdict::Unknown, "answered, but opened no session within the time limit".to_owned())
@@ -101,10 +106,11 @@ fn of_silence(host: &str, limit: Duration, left: Duration, addresses: usize) -> 
     (Verdict::Unreachable, format!("no answer within {part}{limit:?}"))
 }
 
-/// No address answered: the server is unreachable only if each says so.
+/// No address answered: the server is unreachable only if each says so that this machine could ask at all.
 fn together(addresses: &[SocketAddr], failures: Vec<Failed>) -> Failed {
-    let verdict = match failures.split_first() {
-        Some((first, rest)) if rest.iter().all(|failed| failed.verdict == first.verdict) => first.verdict,
+    let asked = failures.iter().filter(|failed| !failed.no_family).map(|failed| failed.verdict).collect::<Vec<_>>();
+    let verdict = match asked.split_first() {
+        Some((first, rest)) if rest.iter().all(|verdict| verdict == first) => *first,
         _ => Verdict::Unknown,
     };
     let several = addresses.len() > 1;
@@ -112,7 +118,7 @@ fn together(addresses: &[SocketAddr], failures: Vec<Failed>) -> Failed {
         .iter()
         .zip(failures)
         .map(|(address, failed)| if several { format!("{}: {}", address.ip(), failed.error) } else { failed.error });
-    Failed { verdict, error: errors.collect::<Vec<_>>().join("; "), answered: false }
+    Failed { verdict, error: errors.collect::<Vec<_>>().join("; "), answered: false, no_family: false }
 }
 
 /// The resolver's errors reach us only as the texts of `gai_strerror` (musl and glibc). A name that doesn't exist is our own
@@ -127,6 +133,11 @@ fn of_resolver(error: &io::Error) -> Verdict {
     ];
     let text = error.to_string();
     if NO_SUCH_NAME.iter().any(|known| text.contains(known)) { Verdict::Misconfigured } else { Verdict::Unknown }
+}
+
+/// Without an address of the family, or without the family: EADDRNOTAVAIL, EAFNOSUPPORT.
+fn is_no_family(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(97)
 }
 
 /// Errors of connect(2). What the network or the other host says counts; what our own machine lacks doesn't.
@@ -227,9 +238,10 @@ mod tests {
     #[test]
     fn name_is_unreachable_only_if_each_of_its_addresses_is() {
         use Verdict::{Unknown, Unreachable};
+        let failed =
+            |verdict: Verdict| Failed { verdict, error: verdict.to_string(), answered: false, no_family: false };
         let of = |verdicts: &[Verdict]| {
-            let failures =
-                verdicts.iter().map(|&verdict| Failed { verdict, error: verdict.to_string(), answered: false });
+            let failures = verdicts.iter().map(|&verdict| failed(verdict));
             let addresses = ["192.0.2.1:5432".parse().unwrap(), "192.0.2.2:5432".parse().unwrap()];
             together(&addresses[..verdicts.len()], failures.collect())
         };
@@ -241,6 +253,11 @@ mod tests {
         );
         assert_eq!(of(&[Unreachable, Unknown]).verdict, Unknown);
         assert_eq!(of(&[Unknown, Unreachable]).verdict, Unknown);
+        // A name with an IPv6 address, on a machine without IPv6.
+        let addresses = ["192.0.2.1:5432".parse().unwrap(), "[2001:db8::1]:5432".parse().unwrap()];
+        let no_way = || Failed { no_family: true, ..failed(Unknown) };
+        assert_eq!(together(&addresses, vec![failed(Unreachable), no_way()]).verdict, Unreachable);
+        assert_eq!(together(&addresses[1..], vec![no_way()]).verdict, Unknown);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{
     sql::Session,
     system::{
         Background, LIFEBOAT, address, await_condition, cluster_script, forward, json, kubeconfig, own_clusters,
-        processes_named, project, run, signal, tool, try_run,
+        pair_number, processes_named, processes_of, project, run, signal, tool, try_run,
     },
 };
 
@@ -349,12 +349,25 @@ pub fn install_standby() {
 /// A promoted site can't be made a standby in place: it gets new volumes and a new record.
 fn reinstall_standby() {
     let begun = Instant::now();
-    // Behind a cut link Gold's end of the old connection would keep the slot for half a minute.
-    GOLD.session()
-        .query("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'golddr'");
+    end_dead_connections();
     run(cluster_script("recycle-volumes").arg("golddr"));
     install_standby();
     println!("GoldDR installed anew in {:?}", begun.elapsed());
+}
+
+/// Behind a cut link Gold's end of the old connection keeps the slot until `wal_sender_timeout`. It can't be ended by PostgreSQL: who
+/// waits for room to send does not come to its end (a kernel without `INET_DIAG_DESTROY` leaves it to the timeout).
+fn end_dead_connections() {
+    if own_clusters() {
+        return;
+    }
+    if let Some(leader) = GOLD.leader()
+        && let Some(pid) = processes_of(&leader, NAMESPACE).first()
+    {
+        let gateway = format!("10.{}.1.1", 88 + pair_number());
+        let words = ["-n", "ss", "--kill", "--tcp", "state", "established", "sport", "=", ":5432", "dst", &gateway];
+        let _ = try_run(std::process::Command::new("nsenter").args(["--target", &pid.to_string()]).args(words));
+    }
 }
 
 /// What an operator says once the other site is ended: Gold leads again. The kubelet alone would wait before it starts a member that was

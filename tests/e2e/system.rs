@@ -27,7 +27,7 @@ pub fn cache() -> PathBuf {
 }
 
 /// Which pair of clusters to work on: `LIFEBOAT_PAIR`, as `tests/clusters` has it.
-fn pair_number() -> u8 {
+pub fn pair_number() -> u8 {
     std::env::var("LIFEBOAT_PAIR").ok().and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 

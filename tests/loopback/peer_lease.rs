@@ -77,9 +77,10 @@ fn ask(site: &Site, peer: &HttpServer, more: &[&str]) -> (bool, String, Duration
 fn remember(site: &Site, leader: Option<&str>, stamp: Option<&str>, renewed: i64) {
     let (since, renewed) =
         (Timestamp::now() - SignedDuration::from_hours(1), Timestamp::now() - SignedDuration::from_mins(renewed));
+    let of = format!("{}/app/demo", id(site));
     site.edit_record(|record| {
         record["peer_lease"] =
-            json!({"leader": leader, "renew_time": stamp, "since": since, "renewed": renewed, "of": "gold/app/demo"});
+            json!({"leader": leader, "renew_time": stamp, "since": since, "renewed": renewed, "of": of});
     });
 }
 
@@ -128,7 +129,7 @@ fn lease_that_is_not_known_to_be_the_living_peers_confirms_nothing() {
     let (passed, found, _) = ask(&site, &peer_of(&id, "", unrenewed()), &[]);
     assert!(passed, "{found}");
     // What was seen of another one says nothing of this.
-    site.edit_record(|record| record["peer_lease"]["of"] = "gold/app/other".into());
+    site.edit_record(|record| record["peer_lease"]["of"] = format!("{id}/app/other").into());
     let (passed, found, _) = ask(&site, &peer_of(&id, "", unrenewed()), &[]);
     assert!(!passed && found.contains("never seen renewed"), "{found}");
 }

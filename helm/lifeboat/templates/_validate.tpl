@@ -67,7 +67,7 @@
   "metrics.serviceMonitor.labels" $v.metrics.serviceMonitor.labels
   "metrics.prometheusRule.labels" $v.metrics.prometheusRule.labels -}}
 {{- range $key, $_ := $labels -}}
-{{- if regexMatch $reserved $key -}}
+{{- if and (regexMatch $reserved $key) (or (regexMatch "[./]" $key) (not (hasPrefix "metrics." $place))) -}}
 {{- fail (printf "%s must not hold %s: the chart or Patroni sets this label, and Services, network policies and Patroni select by such labels; choose another key" $place $key) -}}
 {{- end -}}
 {{- end -}}

@@ -133,7 +133,7 @@ pub async fn probe_server(server: &Server, attempts: u32, interval: Duration, ti
                 Ok(Err(error)) => (Verdict::Healthy, Some(format!("{error:#}")), true),
                 Err(_) => (Verdict::Healthy, Some(format!("told no identity within {timeout:?}")), true),
             },
-            Err(postgres::Failed { verdict, error, answered }) => (verdict, Some(error), answered),
+            Err(postgres::Failed { verdict, error, answered, .. }) => (verdict, Some(error), answered),
         };
         if let Some(error) = &error {
             warn!(attempt = number, %verdict, "{}:{}: {error}", server.host, server.port);

@@ -394,9 +394,12 @@ fn remember_sightings(facts: &Facts, record: &mut SiteRecord) {
 /// Keeps the peer's lease, so that the next run knows since when it has not been renewed.
 fn remember_lease(facts: &Facts, record: &mut SiteRecord) {
     match &facts.guard.second_path {
-        Some(SecondPath { lease: Ok(lease), .. }) => record.peer_lease = Some(lease.clone()),
-        Some(SecondPath { lease: Err(_), .. }) => {}
-        None => record.peer_lease = None,
+        Some(path @ SecondPath { lease: Ok(lease), .. }) if path.is_of(facts.config.initialize) => {
+            record.peer_lease = Some(lease.clone());
+        }
+        // A person's run may ask by another way, or nobody: what the monitor saw stays.
+        None if facts.confirm.is_none() => record.peer_lease = None,
+        _ => {}
     }
 }
 
@@ -405,7 +408,7 @@ fn blind_third_party(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Opt
     let old = |seen: Option<Timestamp>| seen.is_none_or(|seen| facts.now.duration_since(seen) > policy.memory());
     let witness = facts.guard.witnesses.iter().find(|witness| old(record.witnesses.get(&witness.url).copied()));
     let since = record.peer_lease.as_ref().map(|lease| lease.since);
-    let of_ours = |path: &SecondPath| path.system_id.is_some() && path.system_id == facts.config.initialize;
+    let of_ours = |path: &SecondPath| path.is_of(facts.config.initialize);
     let path = facts.guard.second_path.as_ref();
     let path = path.filter(|path| old(since) || path.leads_without.is_some() || path.lease.is_ok() && !of_ours(path));
     let (who, says) = match (witness, path) {

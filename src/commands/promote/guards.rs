@@ -181,6 +181,12 @@ impl SecondPath {
         }
     }
 
+    /// Whether the cluster there is the one with this system identifier.
+    #[must_use]
+    pub fn is_of(&self, ours: Option<SystemId>) -> bool {
+        ours.is_some() && self.system_id == ours
+    }
+
     /// Whether the lease says that nobody leads there.
     #[must_use]
     pub fn is_dead(&self, now: Timestamp) -> bool {
@@ -333,7 +339,10 @@ fn lag(facts: &Facts, record: &SiteRecord, policy: &Policy) -> Evidence {
     };
     let current = right_before(good.time, facts, record, policy);
     // The outage of our probe may be older than that of the peer, which took writes in between.
-    if let Some((alive, who)) = record.seen_alive().filter(|seen| seen.0.duration_since(good.time) > policy.memory()) {
+    // A witness that is asked no more may have been taken away because it looked at the wrong place. A person may ask fewer.
+    let trusted = |url: &str| facts.confirm.is_some() || facts.guard.witnesses.iter().any(|asked| asked.url == url);
+    let late = |seen: &(Timestamp, &str)| seen.0.duration_since(good.time) > policy.memory();
+    if let Some((alive, who)) = record.seen_alive(trusted).filter(late) {
         let found = format!(
             "unknown: {who} saw the peer alive at {alive:.0}, long after the last good probe at {:.0}, so what it wrote in between is missing",
             good.time
@@ -410,7 +419,7 @@ fn second_path(path: &SecondPath, facts: &Facts, record: &SiteRecord, policy: &P
     let renewed = path.lease.as_ref().ok().and_then(|lease| lease.renewed);
     let last = renewed
         .map_or_else(|| "; it was never seen renewed".to_owned(), |time| format!("; last seen renewed at {time:.0}"));
-    let of_ours = path.system_id.is_some() && path.system_id == facts.config.initialize;
+    let of_ours = path.is_of(facts.config.initialize);
     let found = match (&path.lease, path.leads_without) {
         (Err(why), _) => format!("no answer: {why}"),
         (Ok(_), _) if !of_ours => foreign(path),

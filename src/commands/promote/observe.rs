@@ -244,10 +244,11 @@ impl Promote {
             namespace: self.peer_namespace.clone(),
         };
         let scope = self.peer_scope.as_ref().unwrap_or(&self.scope);
-        let of = format!("{context}/{}/{}", self.peer_namespace.as_deref().unwrap_or_default(), scope.0);
         let look = async {
             let peer = Cluster::connect(&options).await?;
             let config = ClusterConfig::read(&peer.configmap(&scope.config()).await?)?;
+            let id = config.initialize.map(|id| id.to_string()).unwrap_or_default();
+            let of = format!("{id}/{}/{}", peer.namespace(), scope.0);
             let mut before = record.peer_lease.clone().filter(|lease| lease.of.as_deref() == Some(&of));
             loop {
                 let map = peer.configmap(&scope.leader()).await?;

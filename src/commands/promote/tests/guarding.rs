@@ -173,6 +173,33 @@ fn peer_that_outlived_the_link_by_long_is_not_promoted_without_a_word() {
     assert_eq!(decide(&facts, &policy()).plan, Plan::Promote, "a person may");
 }
 
+/// What the monitor saw of the peer's lease outlives a person's run that asks nobody, or by a way that leads elsewhere; so does what a
+/// witness saw.
+#[test]
+fn person_who_asks_fewer_makes_nobody_forget_what_was_seen() {
+    let known = second_path(Some("pg-gold-0"), at(11)).lease.unwrap();
+    let asked = |record: &SiteRecord, second_path: Option<SecondPath>| {
+        let mut facts = Facts { record: record.clone(), ..gone() };
+        (facts.guard.second_path, facts.guard.hold) = (second_path, Some("drill".into()));
+        facts.confirm = Some(Confirm { overrides: Vec::new(), reason: "drill".into() });
+        decide(&facts, &policy())
+    };
+    let mut record = gone().record;
+    record.peer_lease = Some(known.clone());
+    let foreign = SecondPath { system_id: Some(SystemId(1)), ..second_path(None, at(74)) };
+    for path in [None, Some(foreign)] {
+        assert_eq!(asked(&record, path).record.peer_lease, Some(known.clone()));
+    }
+    record.last_good.as_mut().unwrap().time = at(-290);
+    assert!(!stopped(&asked(&record, None)).contains(&"lag"));
+    record.peer_lease.as_mut().unwrap().renewed = Some(at(11));
+    assert!(stopped(&asked(&record, None)).contains(&"lag"));
+    record.peer_lease = None;
+    record.witnesses.insert("http://asked-no-more".into(), at(11));
+    assert!(stopped(&asked(&record, None)).contains(&"lag"), "a person may ask fewer");
+    assert_eq!(decide(&Facts { record, ..gone() }, &policy()).plan, Plan::Promote, "it was taken away");
+}
+
 #[test]
 fn lease_of_the_peer_not_renewed_for_its_time_to_live_confirms_its_loss() {
     for leader in [None, Some("pg-gold-0")] {
