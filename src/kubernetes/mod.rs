@@ -137,6 +137,10 @@ impl Cluster {
 /// A kubeconfig may name a program that gives the token (`exec`), and building the client runs it to its end, as a blocking call. It must
 /// neither hold up timers and signals nor be waited for without an end. A thread that still waits for it ends with the process.
 async fn build_client(config: kube::Config) -> anyhow::Result<kube::Client> {
+    // A thread costs a short step a tenth of its time: only for what may block.
+    if config.auth_info.exec.is_none() && config.auth_info.auth_provider.is_none() {
+        return kube::Client::try_from(config).context("build the Kubernetes client").context(Misconfigured);
+    }
     let plugin = config.auth_info.exec.as_ref().and_then(|exec| exec.command.clone());
     let built = tokio::task::spawn_blocking(|| kube::Client::try_from(config));
     let Ok(built) = tokio::time::timeout(CLIENT_TIMEOUT, built).await else {
