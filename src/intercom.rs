@@ -92,13 +92,8 @@ impl Intercom {
     /// Writes the port: `port.json` first, then `tsc_port`, whose appearance says that both are there.
     pub fn write_port(&self, facts: &PortFacts) -> anyhow::Result<()> {
         let (json, number) = (serde_json::to_vec(facts)?, format!("{}\n", facts.port));
-        // Synced side by side: the file system commits both at once, and a step waits for that longer than for anything else.
-        let (first, second) = std::thread::scope(|scope| {
-            let first = scope.spawn(|| self.prepare("port.json", &json));
-            let second = self.prepare("tsc_port", number.as_bytes());
-            (first.join(), second)
-        });
-        let (first, second) = (first.map_err(|_| anyhow!("write port.json: its thread ended early"))??, second?);
+        let first = self.prepare("port.json", &json)?;
+        let second = self.prepare("tsc_port", number.as_bytes())?;
         first.publish()?;
         second.publish()
     }
