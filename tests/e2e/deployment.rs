@@ -128,7 +128,7 @@ impl WitnessRelease {
         if verb != "test" {
             command.arg(chart).arg("-f").arg(file).args(["--set", &peer, "--set", values, "--wait"]);
         }
-        run(command.arg("--timeout=1m"))
+        run(command.arg("--timeout=3m"))
     }
 
     fn cluster(words: &[&str]) -> String {
@@ -148,7 +148,7 @@ impl WitnessRelease {
 
     /// Callers within a second get the same answer, so a change is not seen at once.
     fn await_verdict(&self, header: &str, wanted: &str) {
-        await_condition(wanted, Duration::from_secs(20), || match self.verdict(header) {
+        await_condition(wanted, Duration::from_mins(1), || match self.verdict(header) {
             (200, verdict) if verdict == wanted => Ok(()),
             other => Err(format!("{other:?}")),
         });
@@ -166,7 +166,8 @@ fn witness_of_the_chart_tells_what_it_sees_of_gold() {
     let _pair = Pair::ready();
     let release = WitnessRelease::install();
     let open = "Accept: */*";
-    assert_eq!(release.verdict(open), (200, "rejected".into()), "without a password a living server refuses");
+    // Without a password a living server refuses. One answer alone may come too late on a busy machine.
+    release.await_verdict(open, "rejected");
     assert!(WitnessRelease::helm("test", "").contains("Succeeded"));
 
     let manifest = run(tool("helm").args(["--kube-context", "golddr", "-n", PLACE, "get", "manifest", SCOPE]));
@@ -187,9 +188,15 @@ fn witness_of_the_chart_tells_what_it_sees_of_gold() {
 
     // The monitor's own step asks it, and remembers that it saw Gold.
     let url = format!("http://{}:{}", release.service.0, release.service.1);
-    drop(Chain::calm_asking(&["--witness", &url]));
-    let record = GOLDDR.record();
-    assert!(record["witnesses"].as_object().is_some_and(|seen| seen.contains_key(&url)), "{record:#}");
+    let chain = Chain::calm_asking(&["--witness", &url]);
+    await_condition("the step remembers what the witness saw", Duration::from_mins(1), || {
+        let record = GOLDDR.record();
+        if record["witnesses"].as_object().is_some_and(|seen| seen.contains_key(&url)) {
+            return Ok(());
+        }
+        chain.run(&[]);
+        Err(format!("{record:#}"))
+    });
 
     {
         let _cut = Cut::new(&["cut", "gold", "golddr"]);
