@@ -190,3 +190,14 @@ rules:
       operator: In
       values: [2, 3, 4]
 {{- end -}}
+
+{{/*
+What the steps hand each other. In memory: a node whose disk is full keeps no step from telling what it saw, what it holds of
+passwords is on no disk, and nothing outlives the pod that took the facts.
+*/}}
+{{- define "lifeboat.intercomVolume" -}}
+- name: intercom
+  emptyDir:
+    medium: Memory
+    sizeLimit: 16Mi
+{{- end -}}

@@ -116,8 +116,7 @@ true
 {{- end -}}
 
 {{- define "lifeboat.monitorVolumes" -}}
-- name: intercom
-  emptyDir: {}
+{{ include "lifeboat.intercomVolume" . }}
 {{- with include "lifeboat.peerTlsVolume" . }}
 {{ . }}
 {{- end }}
