@@ -72,6 +72,9 @@ enum Command {
     Witness(commands::witness::Witness),
     PostBootstrap(commands::post_bootstrap::PostBootstrap),
     TlsReload(commands::tls_reload::TlsReload),
+    Dump(Box<commands::dump::Dump>),
+    Backups(commands::backups::Backups),
+    Restore(Box<commands::restore::Restore>),
 }
 
 /// Flags of every command.
@@ -390,6 +393,9 @@ impl Command {
             Self::Witness(_) => "witness",
             Self::PostBootstrap(_) => "post-bootstrap",
             Self::TlsReload(_) => "tls-reload",
+            Self::Dump(_) => "dump",
+            Self::Backups(_) => "backups",
+            Self::Restore(_) => "restore",
         }
     }
 
@@ -407,6 +413,9 @@ impl Command {
             Self::Witness(command) => command.run(session).await,
             Self::PostBootstrap(command) => command.run(session).await,
             Self::TlsReload(command) => command.run(session).await,
+            Self::Dump(command) => Box::pin(command.run(session)).await,
+            Self::Backups(command) => command.run(session),
+            Self::Restore(command) => Box::pin(command.run(session)).await,
         }
     }
 }

@@ -76,6 +76,17 @@ pub fn human(duration: Duration) -> String {
     }
 }
 
+/// Bytes for people, in decimal units as disks are sold, with one digit after the point.
+#[must_use]
+pub fn human_bytes(bytes: u64) -> String {
+    for (unit, name) in [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")] {
+        if bytes >= unit {
+            return format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit);
+        }
+    }
+    format!("{bytes} bytes")
+}
+
 /// Reads `HOST:PORT`; an IPv6 address stands in brackets.
 pub fn host_and_port(text: &str) -> Result<(String, u16), String> {
     let hint = || format!("{text:?} must be HOST:PORT");
@@ -113,6 +124,12 @@ mod tests {
         for bad in ["", "MiB", "-1", "1XB", "99999999999TiB"] {
             assert!(bad.parse::<Size>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn bytes_are_shown_with_one_digit_after_the_point() {
+        let shown = [999, 1_000, 1_299_999, 20_000_000_000, u64::MAX].map(human_bytes);
+        assert_eq!(shown, ["999 bytes", "1.0 kB", "1.2 MB", "20.0 GB", "18446744.0 TB"]);
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! below [`commands`]: it observes, decides by a pure function, acts, and verifies. The modules beside it know no command.
 
 pub mod alerts;
+pub mod backup;
 pub mod certificate;
+pub mod child;
 pub mod cli;
 pub mod commands;
 pub mod flags;

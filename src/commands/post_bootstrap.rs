@@ -13,7 +13,7 @@ use tokio_postgres::config::Host;
 use crate::{
     cli::{Session, misconfigured},
     outcome::Report,
-    postgres::{pgpass, simple_row},
+    postgres::{identifier, literal, pgpass, simple_row},
     secret,
 };
 
@@ -130,16 +130,6 @@ fn without_tls(connstr: &str) -> String {
     kept.join(" ")
 }
 
-/// Quotes an identifier (PostgreSQL documentation 4.1.1).
-fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// Quotes a string constant, whatever `standard_conforming_strings` says (PostgreSQL documentation 4.1.2.2).
-fn literal(text: &str) -> String {
-    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,11 +141,5 @@ mod tests {
         assert_eq!(without_tls(connstr), r"dbname=postgres user=ssl\ sslmode=not host=/tmp port=5432");
         let config: tokio_postgres::Config = without_tls(connstr).parse().unwrap();
         assert_eq!(config.get_user(), Some("ssl sslmode=not"));
-    }
-
-    #[test]
-    fn names_and_constants_are_quoted() {
-        assert_eq!(identifier(r#"we"ird"#), r#""we""ird""#);
-        assert_eq!(literal(r"it's \ here"), r"E'it\'s \\ here'");
     }
 }

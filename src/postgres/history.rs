@@ -1,16 +1,10 @@
 //! How a database came to its timeline: two branches may reach one number, and are told apart by where they branched off.
 
-use std::{
-    path::Path,
-    process::{Command, Stdio},
-    str::FromStr,
-    time::Duration,
-};
+use std::{path::Path, process::Command, str::FromStr, time::Duration};
 
 use anyhow::{Context, bail};
-use secrecy::ExposeSecret;
 
-use super::{Lsn, Server, SslMode, Timeline};
+use super::{Lsn, Server, Timeline, tools::connected};
 
 /// The end of a timeline: where the next one branched off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,32 +70,12 @@ impl FromStr for History {
     }
 }
 
-/// A replication connection as our own client would make it. The password is in the environment, which only our own user may read.
+/// A replication connection as our own client would make it.
 fn psql(server: &Server, limit: Duration) -> Command {
-    let mode = match server.tls.sslmode {
-        SslMode::Disable => "disable",
-        SslMode::Prefer => "prefer",
-        SslMode::Require => "require",
-        SslMode::VerifyCa => "verify-ca",
-        SslMode::VerifyFull => "verify-full",
-    };
-    let mut command = Command::new("psql");
+    let mut command = connected("psql", server, limit);
     command
         .args(["--no-psqlrc", "--no-password", "--tuples-only", "--no-align", "--field-separator=\t"])
-        .args(["--dbname", "replication=true"])
-        .env("PGHOST", &server.host)
-        .env("PGPORT", server.port.to_string())
-        .env("PGUSER", &server.credentials.user)
-        .env("PGDATABASE", &server.credentials.dbname)
-        .env("PGSSLMODE", mode)
-        .env("PGCONNECT_TIMEOUT", limit.as_secs().max(2).to_string())
-        .stdin(Stdio::null());
-    if let Some(password) = &server.password {
-        command.env("PGPASSWORD", password.expose_secret());
-    }
-    if let Some(file) = &server.tls.sslrootcert {
-        command.env("PGSSLROOTCERT", file);
-    }
+        .args(["--dbname", "replication=true"]);
     command
 }
 

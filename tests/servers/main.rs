@@ -3,6 +3,7 @@
 
 mod alerts;
 mod certificates;
+mod dump;
 mod fake_peers;
 mod frame;
 mod http;

@@ -142,17 +142,21 @@ pub fn run(command: &mut Command) {
     answer(command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
 }
 
-/// A program of the newest PostgreSQL here. PostgreSQL refuses to run as root: root's tests run it as another user.
-fn tool(name: &str) -> Command {
+/// Where the programs of the newest PostgreSQL here are.
+pub fn bindir() -> PathBuf {
     let version = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();
     let newest = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.join("bin/initdb").exists())
-        .max_by_key(version)
-        .expect("no /usr/lib/postgresql/*/bin/initdb: install the Debian package postgresql");
-    let mut command = Command::new(newest.join("bin").join(name));
+        .max_by_key(version);
+    newest.expect("no /usr/lib/postgresql/*/bin/initdb: install the Debian package postgresql").join("bin")
+}
+
+/// A program of the newest PostgreSQL here. PostgreSQL refuses to run as root: root's tests run it as another user.
+fn tool(name: &str) -> Command {
+    let mut command = Command::new(bindir().join(name));
     command.env_clear().env("LC_ALL", "C.UTF-8").env("TZ", "UTC").current_dir("/");
     if let Some((uid, gid)) = other_user() {
         command.uid(uid).gid(gid);

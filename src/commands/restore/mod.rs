@@ -1,0 +1,254 @@
+//! `restore`: a chosen set into a server, all of it or nothing.
+//!
+//! The set's digest is checked before the server is touched. psql fills a database aside and stops at the first error, the rows are counted
+//! against the manifest, and only then it gets the wanted name, in one transaction with the one that it replaces.
+
+mod aside;
+mod feed;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, anyhow, bail};
+use jiff::Timestamp;
+use tracing::info;
+
+use crate::{
+    backup::{Condition, Digesting, End, Folder, Found, Subject, Wanted, choose},
+    cli::{Session, misconfigured},
+    flags::{self, human_bytes},
+    kill_point::kill_point,
+    outcome::{Conclusion, Evidence, Report, Unverified},
+    postgres::{self, Connected, ServerOptions, Tool, literal, open, rows, simple_row},
+};
+use aside::Aside;
+
+/// Restore a set into a server: aside first, under its name only when it is whole
+#[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
+pub struct Restore {
+    /// Folder of the sets
+    #[arg(long, env = "LIFEBOAT_TARGET", value_name = "DIR")]
+    target: PathBuf,
+
+    /// Which set: LATEST, a part of its time such as 2026-11-20T02, its name, or NONE to do nothing
+    #[arg(long, env = "LIFEBOAT_SET", value_name = "SET", default_value = "LATEST")]
+    set: Wanted,
+
+    /// Refuse a set that is older, as in 25h
+    #[arg(long, env = "LIFEBOAT_MAX_AGE", value_name = "DURATION", value_parser = flags::positive_duration)]
+    max_age: Option<Duration>,
+
+    /// The database whose set is restored
+    #[arg(long, env = "LIFEBOAT_DATABASE", value_name = "NAME")]
+    database: String,
+
+    /// Name of the restored database (default: as it was)
+    #[arg(long, env = "LIFEBOAT_INTO", value_name = "NAME")]
+    into: Option<String>,
+
+    /// Create the database if it does not exist
+    #[arg(long, env = "LIFEBOAT_CREATE")]
+    create: bool,
+
+    /// Replace the database if it exists and has tables
+    #[arg(long, env = "LIFEBOAT_CLEAN")]
+    clean: bool,
+
+    /// End the sessions of whoever uses the database that is replaced
+    #[arg(long, env = "LIFEBOAT_DISCONNECT")]
+    disconnect: bool,
+
+    /// Take a set that has no manifest, which another tool made
+    #[arg(long, env = "LIFEBOAT_ALLOW_FOREIGN")]
+    allow_foreign: bool,
+
+    #[command(flatten)]
+    server: ServerOptions,
+
+    /// Folder with PostgreSQL's programs; without it they are looked for on PATH
+    #[arg(long, env = "LIFEBOAT_PG_BINDIR", value_name = "DIR")]
+    pg_bindir: Option<PathBuf>,
+}
+
+/// How many relations of its users a database has.
+const RELATIONS: &str = "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+    WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') \
+      AND NOT EXISTS (SELECT FROM pg_depend d \
+                      WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
+
+/// The database that is to be replaced, or made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct There {
+    exists: bool,
+    tables: u64,
+    sessions: Vec<String>,
+}
+
+impl Restore {
+    /// Chooses, checks, restores aside, counts, and gives it its name.
+    pub async fn run(self, session: &Session) -> anyhow::Result<Report> {
+        let folder = misconfigured(Folder::open(&self.target))?;
+        let psql = misconfigured(Tool::find("psql", self.pg_bindir.as_deref()))?;
+        let found = folder.find()?;
+        let subject = Subject::Database(self.database.clone());
+        let set = match choose(&found, &self.set, &subject, self.max_age, Timestamp::now()) {
+            Ok(Some(set)) => set,
+            Ok(None) => return Ok(Report::nothing_to_do("no set is asked for")),
+            Err(why) => return Ok(Report::new(Conclusion::Refused, why)),
+        };
+        let into = self.into.clone().unwrap_or_else(|| self.database.clone());
+        let maintenance = open(&self.server.server(None)?).await?;
+        let there = self.look(&maintenance, &into).await?;
+        let evidence = self.decide(set, &into, &there);
+        if let Some(stop) = evidence.iter().find(|evidence| !evidence.passed) {
+            let reason = format!("{} is not restored: {}; needs {}", set.name, stop.found, stop.required);
+            return Ok(Report::new(Conclusion::Refused, reason).with_evidence(evidence));
+        }
+        if session.dry_run {
+            return Ok(Report::nothing_to_do(format!("would restore {} into {into}", set.name)).with_evidence(evidence));
+        }
+        check_digest(&folder, set).await?;
+        if !lock(&maintenance, &into).await? {
+            let reason = format!("another run restores database {into}");
+            return Ok(Report::new(Conclusion::Locked, reason));
+        }
+        let rows = self.restore(&folder, set, &into, &there, &psql, &maintenance).await?;
+        let report = Report::done(format!("{} restored into database {into}: {rows} rows", set.name));
+        Ok(report.with_evidence(evidence).with("set", set.name.to_string()).with("database", &into).with("rows", rows))
+    }
+
+    /// What is there under the wanted name.
+    async fn look(&self, maintenance: &Connected, into: &str) -> anyhow::Result<There> {
+        let sql = format!("SELECT datallowconn FROM pg_database WHERE datname = {}", literal(into));
+        let Some(row) = rows(&maintenance.client, &sql).await?.into_iter().next() else {
+            return Ok(There { exists: false, tables: 0, sessions: Vec::new() });
+        };
+        if row.get(0) != Some("t") {
+            bail!("database {into} takes no connections");
+        }
+        // Before our own session is one of them.
+        let sessions = aside::sessions(maintenance, into).await?;
+        let session = open(&self.server.server(Some(into))?).await?;
+        let tables = simple_row(&session.client, RELATIONS).await?.get(0).unwrap_or_default().parse()?;
+        Ok(There { exists: true, tables, sessions })
+    }
+
+    /// What must hold before anything is touched.
+    fn decide(&self, set: &Found, into: &str, there: &There) -> Vec<Evidence> {
+        let usable = match &set.condition {
+            Condition::Complete(_) => true,
+            Condition::Foreign => self.allow_foreign,
+            Condition::Incomplete | Condition::Damaged(_) => false,
+        };
+        let what = match &set.condition {
+            Condition::Damaged(why) => format!("the set is damaged: {why}"),
+            condition => format!("the set is {}", condition.word()),
+        };
+        let place = match there {
+            There { exists: false, .. } => (self.create, format!("database {into} does not exist"), "--create"),
+            There { tables: 0, .. } => (true, format!("database {into} is empty"), "nothing"),
+            There { tables, .. } => {
+                (self.clean, format!("database {into} has {tables} tables"), "--clean, to replace it")
+            }
+        };
+        let users = match there.sessions.as_slice() {
+            [] => "nobody uses it".to_owned(),
+            sessions => format!("database {into} is used by {}", sessions.join(", ")),
+        };
+        vec![
+            Evidence::new("set", usable, what, "a complete set, or --allow-foreign for one of another tool"),
+            Evidence::new("database", place.0, place.1, place.2),
+            Evidence::new(
+                "sessions",
+                there.sessions.is_empty() || self.disconnect,
+                users,
+                "nobody on it, or --disconnect to end their sessions",
+            ),
+        ]
+    }
+
+    async fn restore(
+        &self,
+        folder: &Folder,
+        set: &Found,
+        into: &str,
+        there: &There,
+        psql: &Tool,
+        maintenance: &Connected,
+    ) -> anyhow::Result<u64> {
+        let aside =
+            Aside::create(maintenance, into, set.condition.manifest().map(|manifest| &manifest.database)).await?;
+        match self.fill(folder, set, psql, &aside).await {
+            Ok(rows) => {
+                kill_point("restore-filled");
+                aside.publish(into, there.exists, self.disconnect).await?;
+                Ok(rows)
+            }
+            Err(error) => {
+                if let Err(left) = aside.remove().await {
+                    tracing::warn!("{left:#}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Fills the database aside, and compares what is in it with the manifest.
+    async fn fill(&self, folder: &Folder, set: &Found, psql: &Tool, aside: &Aside<'_>) -> anyhow::Result<u64> {
+        let server = self.server.server(Some(aside.name()))?;
+        let path = folder.path(&set.folder, &set.name.to_string());
+        info!("restoring {} of {} into {}", set.name, human_bytes(set.bytes), aside.name());
+        let fed = feed::feed(psql, &server, path, &set.name.form).await?;
+        if fed.end != Some(End::Database) {
+            return Err(anyhow!("{} does not end as a dump does: it was cut off", set.name)).context(Unverified);
+        }
+        // What a foreign set holds nobody wrote down: then it is what psql was given.
+        let tables = set.condition.manifest().map_or(fed.tables.as_slice(), |manifest| manifest.tables.as_slice());
+        let session = open(&server).await?;
+        let mut wrong = Vec::new();
+        let mut all = 0;
+        for table in tables {
+            let name = format!("{}.{}", postgres::identifier(&table.schema), postgres::identifier(&table.table));
+            let row = simple_row(&session.client, &format!("SELECT count(*) FROM ONLY {name}")).await;
+            let row = row.with_context(|| format!("count the rows of {name}")).context(Unverified)?;
+            let rows: u64 = row.get(0).unwrap_or_default().parse()?;
+            all += rows;
+            if rows != table.rows {
+                wrong.push(format!("{name} has {rows} rows, the set {}", table.rows));
+            }
+        }
+        if !wrong.is_empty() {
+            return Err(anyhow!("not as in the set: {}", wrong.join("; "))).context(Unverified);
+        }
+        session.client.batch_execute("ANALYZE").await.context("gather statistics of the restored database")?;
+        Ok(all)
+    }
+}
+
+/// One restore of a database at a time, until this session ends.
+async fn lock(maintenance: &Connected, into: &str) -> anyhow::Result<bool> {
+    let sql = format!("SELECT pg_try_advisory_lock(hashtext('lifeboat restore'), hashtext({}))", literal(into));
+    Ok(simple_row(&maintenance.client, &sql).await?.get(0) == Some("t"))
+}
+
+/// Reads the whole set before the server is touched.
+async fn check_digest(folder: &Folder, set: &Found) -> anyhow::Result<()> {
+    let Some(manifest) = set.condition.manifest() else { return Ok(()) };
+    let path = folder.path(&set.folder, &set.name.to_string());
+    let shown = path.display().to_string();
+    let read = tokio::task::spawn_blocking(move || {
+        let mut digesting = Digesting::new(std::io::sink());
+        std::io::copy(&mut std::fs::File::open(path)?, &mut digesting)?;
+        std::io::Result::Ok(digesting.finish().1)
+    });
+    let read = read.await?.with_context(|| format!("read {shown}"))?;
+    if read.sha256 != manifest.sha256 {
+        let why = anyhow!(
+            "{shown} has the SHA-256 {}, its manifest says {}: restore another set",
+            read.sha256,
+            manifest.sha256
+        );
+        return Err(why).context(Unverified);
+    }
+    Ok(())
+}

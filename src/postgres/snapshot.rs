@@ -1,0 +1,128 @@
+//! What a server and its databases are, as a dump must know it: versions, names, and a snapshot that other sessions can use.
+
+use anyhow::{Context, anyhow};
+use serde::{Deserialize, Serialize};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+
+use super::{Connected, Lsn, simple_row};
+
+/// A server's version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerVersion {
+    /// As the server says it.
+    pub text: String,
+    /// The major version, such as 17.
+    pub major: u32,
+}
+
+/// What `CREATE DATABASE` and `ALTER DATABASE` make: a plain dump of one database does not have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseFacts {
+    /// Owner.
+    pub owner: String,
+    /// Encoding, such as UTF8.
+    pub encoding: String,
+    /// `c`, `i` or `b` (PostgreSQL: `pg_database.datlocprovider`); none before PostgreSQL 15.
+    pub provider: Option<String>,
+    /// `LC_COLLATE`.
+    pub collate: String,
+    /// `LC_CTYPE`.
+    pub ctype: String,
+    /// Locale of the providers `i` and `b`.
+    pub locale: Option<String>,
+    /// `ALTER DATABASE … SET`, each as `name=value` (PostgreSQL: `pg_db_role_setting.setconfig`).
+    pub settings: Vec<String>,
+}
+
+/// A session that holds a snapshot of its database open.
+#[derive(Debug)]
+pub struct Snapshot {
+    session: Connected,
+    /// Its name, for `pg_dump --snapshot`.
+    pub id: String,
+    /// Position in the write-ahead log when it was taken: where a standby had come to.
+    pub lsn: Option<Lsn>,
+}
+
+/// Which version the server has.
+pub async fn server_version(client: &Client) -> anyhow::Result<ServerVersion> {
+    let row =
+        simple_row(client, "SELECT current_setting('server_version'), current_setting('server_version_num')").await?;
+    let number: u32 = row.get(1).unwrap_or_default().parse().context("parse the server's version")?;
+    Ok(ServerVersion { text: row.get(0).unwrap_or_default().to_owned(), major: number / 10_000 })
+}
+
+/// The databases that take connections, but for templates.
+pub async fn databases(client: &Client) -> anyhow::Result<Vec<String>> {
+    let sql = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname";
+    let rows = rows(client, sql).await.context("list the databases")?;
+    Ok(rows.iter().filter_map(|row| row.get(0)).map(ToOwned::to_owned).collect())
+}
+
+impl Snapshot {
+    /// Takes one, in a transaction that only reads; a standby can as well.
+    pub async fn take(session: Connected) -> anyhow::Result<Self> {
+        let take = async {
+            session.client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+            let sql = "SELECT pg_export_snapshot(), \
+                CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END";
+            simple_row(&session.client, sql).await
+        };
+        let row = take.await.context("take a snapshot")?;
+        let id = row.get(0).ok_or_else(|| anyhow!("the server exported no snapshot"))?.to_owned();
+        let lsn = row.get(1).map(str::parse).transpose()?;
+        Ok(Self { session, id, lsn })
+    }
+
+    /// What the database is.
+    pub async fn database(&self, major: u32) -> anyhow::Result<DatabaseFacts> {
+        let provider = if major >= 15 { "d.datlocprovider" } else { "NULL" };
+        let locale = match major {
+            17.. => "d.datlocale",
+            15 | 16 => "d.daticulocale",
+            _ => "NULL",
+        };
+        let sql = format!(
+            "SELECT pg_get_userbyid(d.datdba), pg_encoding_to_char(d.encoding), {provider}, d.datcollate, d.datctype, {locale}, \
+                (SELECT to_json(s.setconfig) FROM pg_db_role_setting s WHERE s.setdatabase = d.oid AND s.setrole = 0) \
+             FROM pg_database d WHERE d.datname = current_database()"
+        );
+        let row = simple_row(&self.session.client, &sql).await.context("read what the database is")?;
+        let text = |at: usize| row.get(at).unwrap_or_default().to_owned();
+        let optional = |at: usize| row.get(at).map(ToOwned::to_owned);
+        let settings = row.get(6).map(serde_json::from_str).transpose().context("read the database's settings")?;
+        Ok(DatabaseFacts {
+            owner: text(0),
+            encoding: text(1),
+            provider: optional(2),
+            collate: text(3),
+            ctype: text(4),
+            locale: optional(5),
+            settings: settings.unwrap_or_default(),
+        })
+    }
+
+    /// Schema and name of every table whose data a dump must have: not of those that an extension brings, and on a standby not of
+    /// those that are not logged.
+    pub async fn tables(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let sql = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+            WHERE c.relkind = 'r' AND c.relpersistence <> 't' \
+              AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
+              AND NOT (c.relpersistence = 'u' AND pg_is_in_recovery()) \
+              AND NOT EXISTS (SELECT FROM pg_depend d \
+                              WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') \
+            ORDER BY 1, 2";
+        let rows = rows(&self.session.client, sql).await.context("list the tables")?;
+        let name = |row: &SimpleQueryRow| Some((row.get(0)?.to_owned(), row.get(1)?.to_owned()));
+        Ok(rows.iter().filter_map(name).collect())
+    }
+}
+
+/// All rows of a statement, by the simple protocol.
+pub async fn rows(client: &Client, sql: &str) -> anyhow::Result<Vec<SimpleQueryRow>> {
+    let messages = client.simple_query(sql).await?;
+    Ok(messages
+        .into_iter()
+        .filter_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None })
+        .collect())
+}
