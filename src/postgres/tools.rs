@@ -36,10 +36,16 @@ impl Tool {
         }
     }
 
-    /// A command that works on a server, on the database of its credentials.
+    /// A command that works on a server of this major version, on the database of its credentials. If we are killed, its session ends soon, and
+    /// gives its locks back, though it may be in the middle of a long statement (PostgreSQL 14 and later).
     #[must_use]
-    pub fn on(&self, server: &Server, limit: Duration) -> Command {
-        connected(&self.program, server, limit)
+    pub fn on(&self, server: &Server, major: u32, limit: Duration) -> Command {
+        let mut command = connected(&self.program, server, limit);
+        if major >= 14 {
+            let given = std::env::var("PGOPTIONS").unwrap_or_default();
+            command.env("PGOPTIONS", format!("{given} -c client_connection_check_interval=2s"));
+        }
+        command
     }
 }
 

@@ -1,6 +1,10 @@
 //! `dump`, `backups` and `restore` with a real server and PostgreSQL's own programs.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::Value;
 
@@ -52,7 +56,7 @@ SELECT lo_from_bytea(0, '\xdeadbeef27273b5c2e0a');
 "#;
 
 /// A server with the awkward database in it.
-fn awkward() -> Postgres {
+pub fn awkward() -> Postgres {
     let server = Postgres::start(&[]);
     server.sql("CREATE DATABASE \"Shop ü\"");
     server.sql_as("postgres", PASSWORD, "Shop ü", AWKWARD).unwrap();
@@ -60,19 +64,19 @@ fn awkward() -> Postgres {
 }
 
 /// A step that knows the server and PostgreSQL's programs.
-fn step(server: &Postgres, target: &Path, command: &str, more: &[&str]) -> Command {
+pub fn step(server: &Postgres, target: &Path, command: &str, more: &[&str]) -> Command {
     let mut step = lifeboat(&[command]);
     step.args(server.address()).arg("--target").arg(target).arg("--pg-bindir").arg(bindir()).args(more);
     step.env("PGPASSWORD", PASSWORD);
     step
 }
 
-fn dump(server: &Postgres, target: &Path, more: &[&str]) -> Ended {
+pub fn dump(server: &Postgres, target: &Path, more: &[&str]) -> Ended {
     Ended::of(&mut step(server, target, "dump", more))
 }
 
 /// Whether a file's name ends like that.
-fn is(name: &str, extension: &str) -> bool {
+pub fn is(name: &str, extension: &str) -> bool {
     Path::new(name).extension().is_some_and(|found| found == extension)
 }
 
@@ -152,7 +156,7 @@ fn database_or_server_that_is_not_there_is_told_and_nothing_is_written() {
 }
 
 /// A dump of a database as psql would compare it: without what differs from run to run.
-fn content(server: &Postgres, database: &str) -> String {
+pub fn content(server: &Postgres, database: &str) -> String {
     let output = Command::new(bindir().join("pg_dump"))
         .args(["-h", "127.0.0.1", "-p", &server.port.to_string(), "-U", "postgres", "-d", database])
         .env("PGPASSWORD", PASSWORD)
@@ -166,19 +170,18 @@ fn content(server: &Postgres, database: &str) -> String {
         .join("\n")
 }
 
-fn restore(server: &Postgres, target: &Path, more: &[&str]) -> Ended {
+pub fn restore(server: &Postgres, target: &Path, more: &[&str]) -> Ended {
     Ended::of(&mut step(server, target, "restore", more))
 }
 
-/// The only set in the hourly tier.
-fn set(target: &Path) -> std::path::PathBuf {
+/// The only set with a manifest in the hourly tier.
+pub fn set(target: &Path) -> PathBuf {
     let folder = target.join("hourly");
-    let name =
-        files(&folder).into_iter().find(|name| name.contains(".sql") && !is(name, "json") && !is(name, "sha256"));
-    folder.join(name.unwrap())
+    let manifest = files(&folder).into_iter().find(|name| is(name, "json")).expect("there is a manifest");
+    folder.join(manifest).with_extension("")
 }
 
-fn databases(server: &Postgres) -> String {
+pub fn databases(server: &Postgres) -> String {
     server
         .sql("SELECT string_agg(datname, ' ' ORDER BY datname COLLATE \"C\") FROM pg_database WHERE NOT datistemplate")
 }
@@ -334,7 +337,7 @@ fn tiers_are_filled_and_pruned_only_by_good_dumps_and_shown() {
     fs::write(hourly.join("backup-2022-11-28T09:51:08Z-postgres.sql.gz"), "cut off").unwrap();
     fs::write(hourly.join("backup-2022-11-28T09:51:08Z-postgres.sql.gz.sha256"), "…").unwrap();
     fs::write(hourly.join(".backup-2022-11-28T10:51:08Z-postgres.sql.gz.partial"), "half").unwrap();
-    let keep = "--keep=hourly=1,daily=2,monthly=0";
+    let keep = "--keep=hourly=1,daily=1,monthly=0";
     dump(&server, target.path(), &["--database=postgres", keep]).assert_code(0);
     let first = set(target.path());
     // Two within a second would have one name.

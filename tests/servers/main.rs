@@ -4,6 +4,7 @@
 mod alerts;
 mod certificates;
 mod dump;
+mod dump_faults;
 mod fake_peers;
 mod frame;
 mod http;

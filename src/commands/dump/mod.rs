@@ -172,7 +172,7 @@ impl Dump {
             );
         }
         let unfinished = folder.begin(self.tier, &name, lock)?;
-        let streamed = self.stream(&server, &snapshot, &observed.tool, unfinished.create()?).await?;
+        let streamed = self.stream(&server, &snapshot, observed, unfinished.create()?).await?;
         kill_point("dump-written");
         ensure_whole(&streamed.tables, &wanted)?;
         if self.read_back {
@@ -215,10 +215,10 @@ impl Dump {
         &self,
         server: &Server,
         snapshot: &Snapshot,
-        tool: &Tool,
+        observed: &Observed,
         file: std::fs::File,
     ) -> anyhow::Result<Streamed> {
-        let mut command = tool.on(server, CONNECT);
+        let mut command = observed.tool.on(server, observed.version.major, CONNECT);
         command.args(["--no-password", "--format=plain", "--encoding=UTF8", "--snapshot", &snapshot.id]);
         let jobs = self.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
         let progress = Arc::new(Progress::default());

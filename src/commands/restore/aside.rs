@@ -1,11 +1,12 @@
 //! The database that is filled before it gets its name.
 
-use std::fmt::Write;
+use std::io::Write;
 
 use anyhow::{Context, anyhow};
 use jiff::Timestamp;
 
 use crate::{
+    backup::Digesting,
     outcome::Refused,
     postgres::{Connected, DatabaseFacts, identifier, literal, rows, simple_row},
 };
@@ -13,15 +14,31 @@ use crate::{
 /// A name is cut off after so many bytes (PostgreSQL documentation 4.1.1: `NAMEDATALEN`).
 const NAME_LIMIT: usize = 63;
 
+/// What the name of a database says that is being filled, and of one that was replaced.
+const FILLED: &str = "restoring";
+const REPLACED: &str = "replaced";
+
 /// A database under a name of its own; what a killed run left of it is removed by the next one.
 pub(super) struct Aside<'a> {
     maintenance: &'a Connected,
     name: String,
 }
 
-/// What marks a database as one that is being filled.
-fn mark(into: &str) -> String {
-    format!("lifeboat restore: to be named {into}")
+/// What the names of our databases for this one have in common: a digest of its name, since a long one is cut off.
+fn tag(into: &str) -> String {
+    let mut digesting = Digesting::new(std::io::sink());
+    let _ = digesting.write_all(into.as_bytes());
+    digesting.finish().1.sha256[..12].to_owned()
+}
+
+/// `shop.restoring-0a1b2c3d4e5f-1795285332`, `shop.replaced-…`.
+fn name_of(into: &str, state: &str, at: i64) -> String {
+    let suffix = format!(".{state}-{}-{at}", tag(into));
+    let mut end = into.len().min(NAME_LIMIT - suffix.len());
+    while !into.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{suffix}", &into[..end])
 }
 
 /// Who uses a database.
@@ -43,19 +60,13 @@ impl<'a> Aside<'a> {
         facts: Option<&DatabaseFacts>,
     ) -> anyhow::Result<Self> {
         remove_left(maintenance, into).await?;
-        let suffix = format!(".restoring-{}", Timestamp::now().as_second());
-        let mut end = into.len().min(NAME_LIMIT - suffix.len());
-        while !into.is_char_boundary(end) {
-            end -= 1;
-        }
-        let aside = Self { maintenance, name: format!("{}{suffix}", &into[..end]) };
+        let aside = Self { maintenance, name: name_of(into, FILLED, Timestamp::now().as_second()) };
         let mut sql = format!("CREATE DATABASE {} TEMPLATE template0", identifier(&aside.name));
         if let Some(facts) = facts {
             aside.ensure_role(&facts.owner).await?;
             sql.push_str(&options(facts));
         }
         aside.run(&sql).await.context("create a database to fill")?;
-        aside.run(&format!("COMMENT ON DATABASE {} IS {}", identifier(&aside.name), literal(&mark(into)))).await?;
         for setting in facts.map(|facts| facts.settings.as_slice()).unwrap_or_default() {
             let (name, value) = setting.split_once('=').with_context(|| format!("setting {setting:?}"))?;
             let sql = format!(
@@ -75,8 +86,7 @@ impl<'a> Aside<'a> {
 
     /// Gives it its name, and removes the one that had it. Both names change in one transaction, or none.
     pub(super) async fn publish(self, into: &str, replaces: bool, disconnect: bool) -> anyhow::Result<()> {
-        let old = format!("{}-old", self.name.replace(".restoring-", ".replaced-"));
-        let old = &old[old.len().saturating_sub(NAME_LIMIT)..];
+        let old = &name_of(into, REPLACED, Timestamp::now().as_second());
         if replaces && disconnect {
             let sql = format!(
                 "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname = {} AND pid <> pg_backend_pid()",
@@ -90,7 +100,7 @@ impl<'a> Aside<'a> {
             sql.push_str(&names(into, old));
         }
         sql.push_str(&names(&self.name, into));
-        let _ = write!(sql, "COMMENT ON DATABASE {} IS NULL; COMMIT;", identifier(into));
+        sql.push_str("COMMIT;");
         if let Err(error) = self.run(&sql).await {
             let _ = self.run("ROLLBACK").await;
             let error = error.context(format!("give {} the name {into}", self.name));
@@ -130,13 +140,11 @@ impl<'a> Aside<'a> {
     }
 }
 
-/// Removes what killed runs left: nobody else fills a database for this name, since we hold the lock.
+/// Removes what killed runs left: databases that were not yet whole, and one that was replaced already. Nobody else works with these names, since
+/// we hold the lock.
 async fn remove_left(maintenance: &Connected, into: &str) -> anyhow::Result<()> {
-    let sql = format!(
-        "SELECT datname FROM pg_database WHERE shobj_description(oid, 'pg_database') = {} AND datname <> {}",
-        literal(&mark(into)),
-        literal(into)
-    );
+    let sql =
+        format!("SELECT datname FROM pg_database WHERE datname ~ '[.]({FILLED}|{REPLACED})-{}-[0-9]+$'", tag(into));
     for row in rows(&maintenance.client, &sql).await? {
         let Some(name) = row.get(0) else { continue };
         tracing::warn!("removing database {name}, left by a run that was cut off");
@@ -171,6 +179,15 @@ fn constant(name: &str, value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_ours_fit_and_differ_by_the_whole_name() {
+        let long = "ä".repeat(31);
+        let names = [&long, &format!("{long}x")].map(|into| name_of(into, FILLED, 1_795_285_332));
+        assert!(names.iter().all(|name| name.len() <= NAME_LIMIT), "{names:?}");
+        assert_ne!(names[0], names[1]);
+        assert!(name_of("shop", REPLACED, 7).starts_with("shop.replaced-"));
+    }
 
     #[test]
     fn database_is_made_as_it_was() {

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use anyhow::Context;
@@ -12,7 +12,6 @@ use anyhow::Context;
 use crate::{
     backup::{End, Scan, TableRows, expand},
     child::{Running, Started},
-    postgres::{CONNECT, Server, Tool},
 };
 
 /// Bytes that are given at a time.
@@ -25,9 +24,8 @@ pub(super) struct Fed {
     pub end: Option<End>,
 }
 
-/// Feeds a set's file to psql, on a thread that may block.
-pub(super) async fn feed(psql: &Tool, server: &Server, path: PathBuf, form: &str) -> anyhow::Result<Fed> {
-    let mut command = psql.on(server, CONNECT);
+/// Feeds a set's file to psql, which this command starts, on a thread that may block.
+pub(super) async fn feed(mut command: Command, path: PathBuf, form: &str) -> anyhow::Result<Fed> {
     command
         .args(["--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1", "--file=-"])
         .stdin(Stdio::piped())

@@ -18,7 +18,7 @@ use crate::{
     flags::{self, human_bytes},
     kill_point::kill_point,
     outcome::{Conclusion, Evidence, Report, Unverified},
-    postgres::{self, Connected, ServerOptions, Tool, literal, open, rows, simple_row},
+    postgres::{self, CONNECT, Connected, ServerOptions, Tool, literal, open, rows, simple_row},
 };
 use aside::Aside;
 
@@ -76,6 +76,25 @@ const RELATIONS: &str = "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON 
       AND NOT EXISTS (SELECT FROM pg_depend d \
                       WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
+/// Where to.
+struct Place {
+    psql: Tool,
+    /// A session on another database than the one that is restored.
+    maintenance: Connected,
+    major: u32,
+    into: String,
+    there: There,
+}
+
+impl Place {
+    /// One restore of a database at a time, until our session ends.
+    async fn lock(&self) -> anyhow::Result<bool> {
+        let into = literal(&self.into);
+        let sql = format!("SELECT pg_try_advisory_lock(hashtext('lifeboat restore'), hashtext({into}))");
+        Ok(simple_row(&self.maintenance.client, &sql).await?.get(0) == Some("t"))
+    }
+}
+
 /// The database that is to be replaced, or made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct There {
@@ -88,7 +107,6 @@ impl Restore {
     /// Chooses, checks, restores aside, counts, and gives it its name.
     pub async fn run(self, session: &Session) -> anyhow::Result<Report> {
         let folder = misconfigured(Folder::open(&self.target))?;
-        let psql = misconfigured(Tool::find("psql", self.pg_bindir.as_deref()))?;
         let found = folder.find()?;
         let subject = Subject::Database(self.database.clone());
         let set = match choose(&found, &self.set, &subject, self.max_age, Timestamp::now()) {
@@ -96,25 +114,38 @@ impl Restore {
             Ok(None) => return Ok(Report::nothing_to_do("no set is asked for")),
             Err(why) => return Ok(Report::new(Conclusion::Refused, why)),
         };
-        let into = self.into.clone().unwrap_or_else(|| self.database.clone());
-        let maintenance = open(&self.server.server(None)?).await?;
-        let there = self.look(&maintenance, &into).await?;
-        let evidence = self.decide(set, &into, &there);
+        let place = self.observe().await?;
+        let evidence = self.decide(set, &place);
         if let Some(stop) = evidence.iter().find(|evidence| !evidence.passed) {
             let reason = format!("{} is not restored: {}; needs {}", set.name, stop.found, stop.required);
             return Ok(Report::new(Conclusion::Refused, reason).with_evidence(evidence));
         }
+        let into = &place.into;
         if session.dry_run {
             return Ok(Report::nothing_to_do(format!("would restore {} into {into}", set.name)).with_evidence(evidence));
         }
         check_digest(&folder, set).await?;
-        if !lock(&maintenance, &into).await? {
-            let reason = format!("another run restores database {into}");
-            return Ok(Report::new(Conclusion::Locked, reason));
+        if !place.lock().await? {
+            return Ok(Report::new(Conclusion::Locked, format!("another run restores database {into}")));
         }
-        let rows = self.restore(&folder, set, &into, &there, &psql, &maintenance).await?;
+        let rows = self.restore(&folder, set, &place).await?;
         let report = Report::done(format!("{} restored into database {into}: {rows} rows", set.name));
-        Ok(report.with_evidence(evidence).with("set", set.name.to_string()).with("database", &into).with("rows", rows))
+        Ok(report.with_evidence(evidence).with("set", set.name.to_string()).with("database", into).with("rows", rows))
+    }
+
+    async fn observe(&self) -> anyhow::Result<Place> {
+        let psql = misconfigured(Tool::find("psql", self.pg_bindir.as_deref()))?;
+        let into = self.into.clone().unwrap_or_else(|| self.database.clone());
+        let server = self.server.server(None)?;
+        if server.credentials.dbname == into {
+            return misconfigured(Err(anyhow!(
+                "a session on database {into} would keep it from being replaced: name another one with --dbname"
+            )));
+        }
+        let maintenance = open(&server).await?;
+        let major = postgres::server_version(&maintenance.client).await?.major;
+        let there = self.look(&maintenance, &into).await?;
+        Ok(Place { psql, maintenance, major, into, there })
     }
 
     /// What is there under the wanted name.
@@ -134,7 +165,7 @@ impl Restore {
     }
 
     /// What must hold before anything is touched.
-    fn decide(&self, set: &Found, into: &str, there: &There) -> Vec<Evidence> {
+    fn decide(&self, set: &Found, Place { into, there, .. }: &Place) -> Vec<Evidence> {
         let usable = match &set.condition {
             Condition::Complete(_) => true,
             Condition::Foreign => self.allow_foreign,
@@ -144,7 +175,7 @@ impl Restore {
             Condition::Damaged(why) => format!("the set is damaged: {why}"),
             condition => format!("the set is {}", condition.word()),
         };
-        let place = match there {
+        let target = match there {
             There { exists: false, .. } => (self.create, format!("database {into} does not exist"), "--create"),
             There { tables: 0, .. } => (true, format!("database {into} is empty"), "nothing"),
             There { tables, .. } => {
@@ -157,7 +188,7 @@ impl Restore {
         };
         vec![
             Evidence::new("set", usable, what, "a complete set, or --allow-foreign for one of another tool"),
-            Evidence::new("database", place.0, place.1, place.2),
+            Evidence::new("database", target.0, target.1, target.2),
             Evidence::new(
                 "sessions",
                 there.sessions.is_empty() || self.disconnect,
@@ -167,21 +198,13 @@ impl Restore {
         ]
     }
 
-    async fn restore(
-        &self,
-        folder: &Folder,
-        set: &Found,
-        into: &str,
-        there: &There,
-        psql: &Tool,
-        maintenance: &Connected,
-    ) -> anyhow::Result<u64> {
-        let aside =
-            Aside::create(maintenance, into, set.condition.manifest().map(|manifest| &manifest.database)).await?;
-        match self.fill(folder, set, psql, &aside).await {
+    async fn restore(&self, folder: &Folder, set: &Found, place: &Place) -> anyhow::Result<u64> {
+        let facts = set.condition.manifest().map(|manifest| &manifest.database);
+        let aside = Aside::create(&place.maintenance, &place.into, facts).await?;
+        match self.fill(folder, set, place, &aside).await {
             Ok(rows) => {
                 kill_point("restore-filled");
-                aside.publish(into, there.exists, self.disconnect).await?;
+                aside.publish(&place.into, place.there.exists, self.disconnect).await?;
                 Ok(rows)
             }
             Err(error) => {
@@ -194,11 +217,11 @@ impl Restore {
     }
 
     /// Fills the database aside, and compares what is in it with the manifest.
-    async fn fill(&self, folder: &Folder, set: &Found, psql: &Tool, aside: &Aside<'_>) -> anyhow::Result<u64> {
+    async fn fill(&self, folder: &Folder, set: &Found, place: &Place, aside: &Aside<'_>) -> anyhow::Result<u64> {
         let server = self.server.server(Some(aside.name()))?;
         let path = folder.path(&set.folder, &set.name.to_string());
         info!("restoring {} of {} into {}", set.name, human_bytes(set.bytes), aside.name());
-        let fed = feed::feed(psql, &server, path, &set.name.form).await?;
+        let fed = feed::feed(place.psql.on(&server, place.major, CONNECT), path, &set.name.form).await?;
         if fed.end != Some(End::Database) {
             return Err(anyhow!("{} does not end as a dump does: it was cut off", set.name)).context(Unverified);
         }
@@ -223,12 +246,6 @@ impl Restore {
         session.client.batch_execute("ANALYZE").await.context("gather statistics of the restored database")?;
         Ok(all)
     }
-}
-
-/// One restore of a database at a time, until this session ends.
-async fn lock(maintenance: &Connected, into: &str) -> anyhow::Result<bool> {
-    let sql = format!("SELECT pg_try_advisory_lock(hashtext('lifeboat restore'), hashtext({}))", literal(into));
-    Ok(simple_row(&maintenance.client, &sql).await?.get(0) == Some("t"))
 }
 
 /// Reads the whole set before the server is touched.
