@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 TARGET := x86_64-unknown-linux-musl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint unit chart e2e images clusters clean-clusters demo bench bench-failovers soak
+.PHONY: help setup build test lint unit chart e2e images clusters clean-clusters demo bench bench-dump bench-failovers soak
 
 help: ## explain the targets
 	@echo 'Lifeboat keeps a PostgreSQL application recoverable. As root on Debian, with git, make, rustup and Go 1.26:'
@@ -47,6 +47,9 @@ clean-clusters: ## end the test clusters and remove their data
 
 bench: images ## measure ours and the peers' in one run (some minutes), then failovers
 	benches/run && benches/failovers
+
+bench-dump: build ## dump and restore beside what people use in their place, into benches/dump.md
+	benches/dump
 
 bench-failovers: images ## RUNS=10 failovers each by link and by power, CronJob and Deployment (2 hours), into benches/failovers.md
 	benches/failovers

@@ -42,8 +42,11 @@ pub fn choose<'a>(
     let chosen = match wanted {
         Wanted::Nothing => return Ok(None),
         Wanted::Latest => {
-            let newest = sets.find(|set| set.condition.manifest().is_some());
+            let newest = sets.find(|set| set.condition.manifest().is_some() && !set.name.is_from_the_future(now));
             newest.ok_or_else(|| format!("there is no complete set of {subject}"))?
+        }
+        Wanted::Like(text) if text.is_empty() => {
+            return Err("an empty word names no set: write LATEST, or NONE".to_owned());
         }
         Wanted::Like(text) => {
             let fits = |set: &&Found| {
@@ -58,7 +61,7 @@ pub fn choose<'a>(
             if !others.is_empty() {
                 return Err(format!("{text:?} names {} as well as {}", first.name, others.join(", ")));
             }
-            first
+            fitting.iter().copied().find(|set| set.condition.manifest().is_some()).unwrap_or(first)
         }
     };
     let age = now.duration_since(chosen.name.taken);
@@ -95,6 +98,22 @@ mod tests {
         ];
         assert!(chosen(&sets, "LATEST", None).unwrap_err().contains("no complete set of database shop"));
         assert_eq!(chosen(&sets, "NONE", None), Ok(None));
+    }
+
+    #[test]
+    fn whole_one_of_two_places_is_taken_and_none_of_a_clock_that_ran_ahead() {
+        let complete = || crate::backup::tests::complete("2026-01-02T02:00:00Z");
+        let sets = [
+            found("2026-01-02T02:00:00Z", Condition::Damaged("shorter".into())),
+            found("2026-01-02T02:00:00Z", complete()),
+        ];
+        let wanted = Wanted::Like("02T02".into());
+        let now = "2026-01-03T00:00:00Z".parse().unwrap();
+        let subject = Subject::Database("shop".into());
+        assert_eq!(choose(&sets, &wanted, &subject, None, now), Ok(Some(&sets[1])));
+        let ahead = [found("2027-01-01T00:00:00Z", complete()), found("2026-01-02T02:00:00Z", complete())];
+        assert_eq!(choose(&ahead, &Wanted::Latest, &subject, None, now), Ok(Some(&ahead[1])));
+        assert!(chosen(&sets, "", None).is_err());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use super::{Digested, Manifest, SetName, Tier};
+use super::{Digested, Manifest, SetName, Subject, Tier};
 use crate::outcome::{Conclusion, Report};
 
 const LOCK: &str = ".lifeboat.lock";
@@ -172,23 +172,50 @@ impl Folder {
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 
-    /// Begins a set; `commit` ends it. What a killed run left of an earlier one is removed: only who has the lock writes here.
-    pub fn begin(&self, tier: Tier, name: &SetName, _: &Lock) -> anyhow::Result<Unfinished> {
-        let folder = self.root.join(tier.folder());
-        fs::create_dir_all(&folder).with_context(|| format!("make folder {}", folder.display()))?;
-        for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
-            let path = entry?.path();
-            let left = path.file_name().and_then(|name| name.to_str()).is_some_and(is_partial);
-            if left {
-                tracing::warn!("removing {}, left by a run that was cut off", path.display());
-                fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
-            }
-        }
-        let path = folder.join(name.to_string());
+    /// Begins a set; `commit` ends it. What killed runs left of earlier ones is removed: only who has the lock writes here.
+    pub fn begin(&self, tier: Tier, name: &SetName, lock: &Lock) -> anyhow::Result<Unfinished> {
+        self.make_tier(tier)?;
+        self.clear(&name.subject, lock)?;
+        let path = self.path(tier.folder(), &name.to_string());
         if path.try_exists().with_context(|| format!("look at {}", path.display()))? {
             bail!("{} is already there", path.display());
         }
         Ok(Unfinished { partial: partial(&path) })
+    }
+
+    fn make_tier(&self, tier: Tier) -> anyhow::Result<()> {
+        let folder = self.root.join(tier.folder());
+        match fs::create_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => {
+                made.with_context(|| format!("make folder {}", folder.display())).and_then(|()| sync_folder(&self.root))
+            }
+        }
+    }
+
+    /// Removes files under temporary names, and sets of this subject that were cut off before their manifest: each may be as large as a set.
+    fn clear(&self, subject: &Subject, lock: &Lock) -> anyhow::Result<()> {
+        for tier in Tier::ALL {
+            let folder = self.root.join(tier.folder());
+            let entries = match fs::read_dir(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries.with_context(|| format!("list {}", folder.display()))?,
+            };
+            for entry in entries {
+                let path = entry?.path();
+                if path.file_name().and_then(|name| name.to_str()).is_some_and(is_partial) {
+                    tracing::warn!("removing {}, left by a run that was cut off", path.display());
+                    fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+                }
+            }
+        }
+        for found in self.find()? {
+            if found.name.subject == *subject && found.condition == Condition::Incomplete {
+                tracing::warn!("removing {}/{}, left by a run that was cut off", found.folder, found.name);
+                self.remove(&found, lock)?;
+            }
+        }
+        Ok(())
     }
 
     /// Gives a set its name. Its content must be synced already; the manifest comes last, and its folder is synced.
@@ -204,9 +231,17 @@ impl Folder {
         let digest = format!("{}  {name}\n", digested.sha256);
         // The digest first: a file with a digest and without a manifest is known as one that was cut off here.
         write_whole(&self.path(tier.folder(), &name.digest()), digest.as_bytes())?;
-        fs::rename(&unfinished.partial, &path).with_context(|| format!("name {}", path.display()))?;
+        let named = fs::rename(&unfinished.partial, &path).with_context(|| format!("name {}", path.display()));
         crate::kill_point::kill_point("dump-named");
-        write_whole(&self.path(tier.folder(), &name.manifest()), &serde_json::to_vec_pretty(manifest)?)
+        let manifest = serde_json::to_vec_pretty(manifest)?;
+        let committed = named.and_then(|()| write_whole(&self.path(tier.folder(), &name.manifest()), &manifest));
+        if committed.is_err() {
+            // Without its manifest it is of no use, and it may be what fills the volume.
+            for file in name.files() {
+                let _ = fs::remove_file(self.path(tier.folder(), &file));
+            }
+        }
+        committed
     }
 
     /// All sets, the newest first; of one time, by folder.
@@ -239,29 +274,31 @@ impl Folder {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 metadata => metadata.with_context(|| format!("look at {name}"))?.len(),
             };
-            let condition = self.condition(folder, &name, bytes)?;
+            let condition = self.condition(folder, &name, bytes);
             let verified = self.is_verified(folder, &name);
             found.push(Found { folder: folder.to_owned(), name, bytes, condition, verified });
         }
         Ok(())
     }
 
-    fn condition(&self, folder: &str, name: &SetName, bytes: u64) -> anyhow::Result<Condition> {
+    fn condition(&self, folder: &str, name: &SetName, bytes: u64) -> Condition {
         let path = self.path(folder, &name.manifest());
         let text = match read_limited(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let ours = self.path(folder, &name.digest()).exists();
-                return Ok(if ours { Condition::Incomplete } else { Condition::Foreign });
+                return if ours { Condition::Incomplete } else { Condition::Foreign };
             }
-            text => text.with_context(|| format!("read {}", path.display()))?,
+            // One that can't be read must not hide all others.
+            Err(error) => return Condition::Damaged(format!("its manifest can't be read: {error}")),
+            Ok(text) => text,
         };
-        Ok(match Manifest::read(&text, &name.to_string()) {
+        match Manifest::read(&text, &name.to_string()) {
             Err(error) => Condition::Damaged(format!("{error:#}")),
             Ok(manifest) if manifest.bytes != bytes => {
                 Condition::Damaged(format!("it has {bytes} bytes, its manifest says {}", manifest.bytes))
             }
             Ok(manifest) => Condition::Complete(Box::new(manifest)),
-        })
+        }
     }
 
     fn is_verified(&self, folder: &str, name: &SetName) -> bool {
@@ -270,19 +307,31 @@ impl Folder {
         result.is_some_and(|result| result["passed"] == true)
     }
 
-    /// Puts a complete set into a tier too: as a hard link, or as a copy where the file system has none.
-    pub fn link(&self, found: &Found, tier: Tier, _: &Lock) -> anyhow::Result<()> {
-        let folder = self.root.join(tier.folder());
-        fs::create_dir_all(&folder).with_context(|| format!("make folder {}", folder.display()))?;
+    /// Puts a complete set into a tier too: as a hard link, or as a copy where the file system has none. What lies there under its name and is
+    /// not complete is replaced.
+    pub fn link(&self, found: &Found, tier: Tier, lock: &Lock) -> anyhow::Result<()> {
+        self.make_tier(tier)?;
+        let there = Found { folder: tier.folder().to_owned(), ..found.clone() };
+        self.remove(&there, lock)?;
         // The manifest, which is the commit mark, comes last.
-        for file in found.name.files().iter().rev() {
-            let (from, to) = (self.path(&found.folder, file), folder.join(file));
-            match link_or_copy(&from, &to) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && *file == found.name.verification() => {}
-                done => done.with_context(|| format!("put {} into tier {tier}", from.display()))?,
-            }
+        for file in found.name.files().iter().rev().filter(|file| **file != found.name.manifest()) {
+            self.link_file(found, file, tier)?;
         }
-        sync_folder(&folder)
+        self.link_file(found, &found.name.manifest(), tier)?;
+        sync_folder(&self.root.join(tier.folder()))?;
+        let bytes = fs::metadata(self.path(tier.folder(), &found.name.to_string()))?.len();
+        match self.condition(tier.folder(), &found.name, bytes) {
+            Condition::Complete(_) => Ok(()),
+            other => bail!("{} is {} in tier {tier} after it was put there", found.name, other.word()),
+        }
+    }
+
+    fn link_file(&self, found: &Found, file: &str, tier: Tier) -> anyhow::Result<()> {
+        let (from, to) = (self.path(&found.folder, file), self.path(tier.folder(), file));
+        match link_or_copy(&from, &to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && file == found.name.verification() => Ok(()),
+            done => done.with_context(|| format!("put {} into tier {tier}", from.display())),
+        }
     }
 
     /// Removes a set from a folder, the manifest first: a set that is half removed no longer counts.
@@ -346,7 +395,6 @@ fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
 
 fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         // As Linux says it of a file system without hard links (link(2): EPERM), and others.
         Err(error)
             if matches!(

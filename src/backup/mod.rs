@@ -19,3 +19,21 @@ pub use retention::{Keep, Tier, kept};
 pub use scan::{End, Scan, TableRows};
 pub use set::{SetName, Subject};
 pub use tidy::{Tidied, tidy};
+
+#[cfg(test)]
+mod tests {
+    use super::{Condition, Manifest};
+
+    /// A set that is complete and empty.
+    pub(super) fn complete(taken: &str) -> Condition {
+        let manifest: Manifest = serde_json::from_value(serde_json::json!({
+            "version": 1, "set": "", "subject": {"database": "shop"}, "compression": {"codec": "none"}, "lifeboat": "", "tool": "",
+            "database": {"owner": "", "encoding": "", "provider": null, "collate": "", "ctype": "", "locale": null, "rules": null,
+                         "connections": -1, "comment": null, "grants": null, "settings": []},
+            "server": {"version": "", "system_id": null, "timeline": null, "in_recovery": false, "lsn": null},
+            "started": taken, "ended": taken, "bytes": 0, "uncompressed": 0, "sha256": "", "tables": []
+        }))
+        .unwrap();
+        Condition::Complete(Box::new(manifest))
+    }
+}

@@ -50,6 +50,7 @@ pub struct Scan {
     /// Backslashes escape in plain quotes too.
     backslashes: bool,
     tables: Vec<TableRows>,
+    strange: Option<String>,
     end: Option<End>,
     bytes: u64,
 }
@@ -71,7 +72,7 @@ enum Place {
     /// Nested depth, and the byte before.
     Block(u32, u8),
     /// A command of psql, to the line's end.
-    Meta,
+    Meta(Vec<u8>),
     /// After a COPY, to the line's end: the data begins there.
     BeforeData,
     /// In a COPY's data; the length of this line so far, and whether it is the beginning of `\.`.
@@ -87,6 +88,7 @@ impl Default for Scan {
             word: (0, false),
             backslashes: false,
             tables: Vec::new(),
+            strange: None,
             end: None,
             bytes: 0,
         }
@@ -127,6 +129,13 @@ impl Scan {
     #[must_use]
     pub fn tables(&self) -> &[TableRows] {
         &self.tables
+    }
+
+    /// The first thing in it that reaches beyond the database that it is restored into: a command of psql, or a statement on a whole
+    /// database or a role. A dump of one database has none.
+    #[must_use]
+    pub fn strange(&self) -> Option<&str> {
+        self.strange.as_deref()
     }
 
     /// Counts lines up to `\.`; returns how many bytes that took.
@@ -220,9 +229,14 @@ impl Scan {
                     self.leave(b' ');
                 }
             }
-            Place::Meta => {
+            Place::Meta(text) => {
                 if byte == b'\n' {
+                    if ![&b"\\restrict "[..], b"\\unrestrict "].iter().any(|harmless| text.starts_with(harmless)) {
+                        self.strange = self.strange.take().or(Some(String::from_utf8_lossy(text).into_owned()));
+                    }
                     self.leave(byte);
+                } else if text.len() < 64 {
+                    text.push(byte);
                 }
             }
             Place::BeforeData => {
@@ -254,7 +268,7 @@ impl Scan {
                 return;
             }
             (_, b'\\') if self.head.is_empty() => {
-                self.place = Place::Meta;
+                self.place = Place::Meta(vec![byte]);
                 return;
             }
             (_, b'$') if self.word.0 == 0 => {
@@ -305,6 +319,8 @@ impl Scan {
         if let Some((schema, table)) = copied(&head) {
             self.tables.push(TableRows { schema, table, rows: 0 });
             self.place = Place::BeforeData;
+        } else if reaches_beyond(&head) {
+            self.strange = self.strange.take().or(Some(String::from_utf8_lossy(&head).into_owned()));
         } else if head == b"SET standard_conforming_strings = off;" {
             self.backslashes = true;
         }
@@ -329,9 +345,20 @@ fn starts_end(length: u64, line: &[u8]) -> bool {
     rest.starts_with(line)
 }
 
+/// Whether a statement is on a whole database, or on what all databases share.
+fn reaches_beyond(statement: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(statement).to_ascii_uppercase();
+    let mut words = text.split(|c: char| c.is_ascii_whitespace() || c == ';').filter(|word| !word.is_empty());
+    let mut word = || words.next().unwrap_or_default();
+    let (verb, object, next) = (word(), word(), word());
+    let shared = ["DATABASE", "ROLE", "USER", "GROUP", "TABLESPACE", "SYSTEM"].contains(&object);
+    ["CREATE", "ALTER", "DROP"].contains(&verb) && shared && (object, next) != ("USER", "MAPPING")
+}
+
 /// Schema and table of `COPY schema.table (columns) FROM stdin;`.
 fn copied(statement: &[u8]) -> Option<(String, String)> {
-    let text = std::str::from_utf8(statement).ok()?;
+    // In a database without an encoding a name may be of any bytes.
+    let text = String::from_utf8_lossy(statement);
     let (schema, rest) = name(text.strip_prefix("COPY ")?.strip_suffix(" FROM stdin;")?)?;
     let (table, rest) = name(rest.strip_prefix('.')?)?;
     (rest.trim_start().is_empty() || rest.starts_with(" (")).then_some((schema, table))
@@ -431,6 +458,27 @@ mod tests {
         }
         for text in ["{END}SELECT 1;\n", "{END}SELECT", "SELECT '{END}", "COPY s.t (a) FROM stdin;\n{END}"] {
             assert_eq!(scan(&text.replace("{END}", END)).end(), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_reaches_beyond_the_database_is_found() {
+        for strange in [
+            "\\connect shop\n",
+            "\\! rm -r /\n",
+            "DROP DATABASE shop;",
+            "create  role x;",
+            "ALTER USER postgres PASSWORD 'x';",
+        ] {
+            assert!(scan(&format!("SELECT 1;\n{strange}\nSELECT 2;")).strange().is_some(), "{strange}");
+        }
+        for usual in [
+            "\\restrict x\n",
+            "SELECT '\n\\connect shop\n';",
+            "ALTER TABLE t OWNER TO x;",
+            "CREATE USER MAPPING FOR x SERVER s;",
+        ] {
+            assert_eq!(scan(usual).strange(), None, "{usual}");
         }
     }
 

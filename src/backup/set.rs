@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
+use jiff::{SignedDuration, Timestamp, civil::DateTime, tz::TimeZone};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,9 @@ const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'_').remove(b'-');
 
 /// What stands for the whole cluster, so that no database can be named like that.
 const CLUSTER: &str = "dumpall";
+
+/// Two machines' clocks may differ by so much.
+const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
 
 /// What a set holds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -61,10 +64,17 @@ impl SetName {
         format!("{self}.verify.json")
     }
 
-    /// The set itself and all that may lie beside it, the manifest first: without it the set no longer counts.
+    /// The set itself and all that may lie beside it, in the order in which they are removed: without its manifest a set no longer counts, and
+    /// as long as its digest is there it is known as ours.
     #[must_use]
     pub fn files(&self) -> [String; 4] {
-        [self.manifest(), self.verification(), self.digest(), self.to_string()]
+        [self.manifest(), self.verification(), self.to_string(), self.digest()]
+    }
+
+    /// Whether it was taken by a clock that runs ahead of ours, or ran ahead once.
+    #[must_use]
+    pub fn is_from_the_future(&self, now: Timestamp) -> bool {
+        self.taken.duration_since(now) > CLOCK_TOLERANCE
     }
 }
 
@@ -98,7 +108,9 @@ impl FromStr for SetName {
             name => Subject::Database(percent_decode_str(name).decode_utf8().map_err(|_| ())?.into_owned()),
         };
         let taken = TimeZone::UTC.to_timestamp(taken).map_err(|_| ())?;
-        Ok(Self { taken, subject, form: form.to_owned() })
+        let name = Self { taken, subject, form: form.to_owned() };
+        // Another spelling of the same would name a file that is not there.
+        if name.to_string() == text { Ok(name) } else { Err(()) }
     }
 }
 
@@ -127,6 +139,9 @@ mod tests {
             "backup-2022-11-28T08:51:08-x.sql.gz",
             "backup-2022-11-28T08:51:08Z-.sql.gz",
             "backup-2022-11-28T08:51:08Z-x.sql.bz2",
+            "backup-2022-11-28 08:51:08Z-x.sql.gz",
+            "backup-2022-11-28T08:51:08.5Z-x.sql.gz",
+            "backup-2022-11-28T08:51:08Z-a b.sql.gz",
             "..",
         ] {
             assert!(other.parse::<SetName>().is_err(), "{other}");

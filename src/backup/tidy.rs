@@ -22,18 +22,19 @@ struct Plan<'a> {
     prune: Vec<&'a Found>,
 }
 
-/// Tidies the sets of these subjects; those of others, which may not have been dumped for long, are left alone. Without the lock it only
-/// tells what it would do.
+/// Tidies the sets of these subjects; those of others, which may not have been dumped for long, are left alone. `made` are the names of sets
+/// that must stay in any case. Without the lock it only tells what it would do.
 pub fn tidy(
     folder: &Folder,
     keep: &Keep,
     subjects: &BTreeSet<&Subject>,
+    made: &BTreeSet<String>,
     lock: Option<&Lock>,
 ) -> anyhow::Result<Tidied> {
     let found = folder.find()?;
     let mut tidied = Tidied::default();
     for subject in subjects {
-        let plan = plan(&found, keep, subject);
+        let plan = plan(&found, keep, subject, made, Timestamp::now());
         for (set, tier) in plan.link {
             if let Some(lock) = lock {
                 folder.link(set, tier, lock)?;
@@ -50,16 +51,20 @@ pub fn tidy(
     Ok(tidied)
 }
 
-/// Complete sets alone count, and they alone are pruned: what is foreign, cut off or damaged a person shall look at. The newest verified
-/// set stays wherever it is: it may be the only one that is known to be good.
-fn plan<'a>(found: &'a [Found], keep: &Keep, subject: &Subject) -> Plan<'a> {
-    let sets: Vec<&Found> =
-        found.iter().filter(|set| set.name.subject == *subject && set.condition.manifest().is_some()).collect();
+/// Complete sets alone count, and they alone are pruned: what is foreign, cut off or damaged a person shall look at. So are sets from the
+/// future, which a clock that ran ahead has left: as the newest of all they would drive out every good one. The newest verified set stays
+/// wherever it is: it may be the only one that is known to be good.
+fn plan<'a>(found: &'a [Found], keep: &Keep, subject: &Subject, made: &BTreeSet<String>, now: Timestamp) -> Plan<'a> {
+    let complete = found.iter().filter(|set| set.name.subject == *subject && set.condition.manifest().is_some());
+    let (ahead, sets): (Vec<&Found>, Vec<&Found>) = complete.partition(|set| set.name.is_from_the_future(now));
+    for set in ahead {
+        tracing::warn!("{}/{} is from the future: a clock ran ahead; it is left alone", set.folder, set.name);
+    }
     let taken: Vec<Timestamp> = sets.iter().map(|set| set.name.taken).collect();
     let proven = sets.iter().filter(|set| set.verified).map(|set| set.name.taken).max();
     let newest = taken.iter().copied().max();
     let mut plan = Plan::default();
-    let mut stays = BTreeSet::new();
+    let mut linked = BTreeSet::new();
     for (&tier, &count) in &keep.0 {
         let kept = kept(tier, count, &taken);
         for &time in &kept {
@@ -67,19 +72,14 @@ fn plan<'a>(found: &'a [Found], keep: &Keep, subject: &Subject) -> Plan<'a> {
             if let Some(set) = there.first().filter(|_| !there.iter().any(|set| set.is_in(tier))) {
                 plan.link.push((set, tier));
             }
-            stays.insert(time);
+            linked.insert(time);
         }
         let old = sets.iter().filter(|set| set.is_in(tier) && !kept.contains(&set.name.taken));
         plan.prune.extend(old.filter(|set| Some(set.name.taken) != proven));
     }
-    // Of a tier that keeps none, as of any: what was just made is somewhere else too, or stays.
-    let elsewhere = |set: &Found| Tier::ALL.iter().any(|tier| !keep.0.contains_key(tier) && set.is_in(*tier));
-    let safe = newest.is_none_or(|newest| {
-        stays.contains(&newest) || sets.iter().any(|set| set.name.taken == newest && elsewhere(set))
-    });
-    if !safe {
-        plan.prune.retain(|set| Some(set.name.taken) != newest);
-    }
+    // The newest, and what was just made, stay where they are unless a tier has them too.
+    let precious = |set: &Found| made.contains(&set.name.to_string()) || Some(set.name.taken) == newest;
+    plan.prune.retain(|set| !precious(set) || linked.contains(&set.name.taken));
     plan
 }
 
@@ -90,25 +90,18 @@ mod tests {
 
     const SUBJECT: fn() -> Subject = || Subject::Database("shop".into());
 
+    fn now() -> Timestamp {
+        "2026-03-03T01:00:00Z".parse().unwrap()
+    }
+
     fn set(folder: &str, taken: &str, verified: bool) -> Found {
-        let manifest = serde_json::from_value(serde_json::json!({
-            "version": 1, "set": "", "subject": {"database": "shop"}, "compression": {"codec": "none"}, "lifeboat": "", "tool": "",
-            "database": {"owner": "", "encoding": "", "provider": null, "collate": "", "ctype": "", "locale": null, "settings": []},
-            "server": {"version": "", "system_id": null, "timeline": null, "in_recovery": false, "lsn": null},
-            "started": taken, "ended": taken, "bytes": 0, "uncompressed": 0, "sha256": "", "tables": []
-        }));
         let name = crate::backup::SetName { taken: taken.parse().unwrap(), subject: SUBJECT(), form: "sql".into() };
-        Found {
-            folder: folder.into(),
-            name,
-            bytes: 0,
-            condition: Condition::Complete(Box::new(manifest.unwrap())),
-            verified,
-        }
+        let condition = crate::backup::tests::complete(taken);
+        Found { folder: folder.into(), name, bytes: 0, condition, verified }
     }
 
     fn planned(found: &[Found], keep: &str) -> (Vec<(String, Tier)>, Vec<String>) {
-        let plan = plan(found, &keep.parse().unwrap(), &SUBJECT());
+        let plan = plan(found, &keep.parse().unwrap(), &SUBJECT(), &BTreeSet::new(), now());
         let day = |set: &Found| set.name.taken.strftime("%m-%dT%H").to_string();
         let linked = plan.link.iter().map(|(set, tier)| (day(set), *tier)).collect();
         (linked, plan.prune.iter().map(|set| format!("{}/{}", set.folder, day(set))).collect())
@@ -141,10 +134,20 @@ mod tests {
     }
 
     #[test]
+    fn set_of_a_clock_that_ran_ahead_drives_no_good_one_out() {
+        let found = [set("hourly", "2026-09-01T00:00:00Z", false), set("hourly", "2026-03-03T00:00:00Z", false)];
+        assert_eq!(planned(&found, "hourly=1"), (vec![], vec![]));
+        let found = [set("hourly", "2026-03-03T00:30:00Z", false), set("hourly", "2026-03-03T00:00:00Z", false)];
+        let made = BTreeSet::from([found[1].name.to_string()]);
+        let plan = plan(&found, &"hourly=1".parse().unwrap(), &SUBJECT(), &made, now());
+        assert_eq!(plan, Plan::default(), "what was just made is older than another, and stays");
+    }
+
+    #[test]
     fn newest_set_stays_though_its_tier_keeps_none() {
         let found = [set("hourly", "2026-03-03T00:00:00Z", false), set("hourly", "2026-03-02T00:00:00Z", false)];
         let keep = Keep([(Tier::Hourly, 0)].into());
-        let plan = plan(&found, &keep, &SUBJECT());
+        let plan = plan(&found, &keep, &SUBJECT(), &BTreeSet::new(), now());
         assert_eq!(plan.prune, [&found[1]]);
         let (linked, pruned) = planned(&found, "hourly=0,daily=1");
         assert_eq!(linked, [("03-03T00".to_owned(), Tier::Daily)]);

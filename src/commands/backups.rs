@@ -87,7 +87,7 @@ fn prune(folder: &Folder, keep: &Keep, dry_run: bool) -> anyhow::Result<Report> 
     };
     let found = folder.find()?;
     let subjects: BTreeSet<&Subject> = found.iter().map(|set| &set.name.subject).collect();
-    let tidied = tidy(folder, keep, &subjects, lock.as_ref())?;
+    let tidied = tidy(folder, keep, &subjects, &BTreeSet::new(), lock.as_ref())?;
     let (linked, pruned) = (tidied.linked.len(), tidied.pruned.len());
     let report = match (dry_run, linked + pruned) {
         (_, 0) => Report::nothing_to_do("every tier has what it keeps"),
@@ -111,10 +111,10 @@ fn shown(found: &[Found], now: Timestamp) -> Vec<Shown> {
                 age_s: now.duration_since(set.name.taken).as_secs(),
                 bytes: set.bytes,
                 condition: set.condition.word(),
-                why: why(&set.condition),
+                why: why(set, now),
                 verified: set.verified,
                 // The newest complete one of its subject; they come newest first.
-                latest: complete && seen.insert(&set.name.subject),
+                latest: complete && !set.name.is_from_the_future(now) && seen.insert(&set.name.subject),
                 rows: set.condition.manifest().map(crate::backup::Manifest::rows),
             }
         })
@@ -122,8 +122,11 @@ fn shown(found: &[Found], now: Timestamp) -> Vec<Shown> {
 }
 
 /// Why `LATEST` passes over it.
-fn why(condition: &Condition) -> Option<String> {
-    match condition {
+fn why(set: &Found, now: Timestamp) -> Option<String> {
+    match &set.condition {
+        Condition::Complete(_) if set.name.is_from_the_future(now) => {
+            Some("it is from the future: a clock ran ahead. Rename or remove it".to_owned())
+        }
         Condition::Complete(_) => None,
         Condition::Foreign => {
             Some("it has no manifest: another tool made it, and nothing tells whether it is whole".to_owned())

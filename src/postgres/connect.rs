@@ -10,8 +10,10 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
+use rustix::net::sockopt;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -109,6 +111,7 @@ pub async fn connect(
         .map_err(|error| ConnectError::Options(error.into()))?;
     let stream = TcpStream::connect(address).await.map_err(ConnectError::Tcp)?;
     stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
+    keep_alive(&stream).map_err(ConnectError::Tcp)?;
     let stream = Watched { stream, answered };
     let mut config = Config::new();
     config
@@ -127,6 +130,15 @@ pub async fn connect(
         }
     });
     Ok(Connected { client, driver })
+}
+
+/// A server that vanished without a word is given up within a minute, however long a statement may take.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(30))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10))?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    Ok(sockopt::set_tcp_user_timeout(stream, 60_000)?)
 }
 
 /// A stream that remembers whether a byte ever came back.

@@ -19,6 +19,8 @@ pub use history::{History, Switch};
 pub use identity::{IDENTITY_QUERY, Lsn, SystemId, Timeline, identity, simple_row};
 pub use options::{CONNECT, ServerOptions, open};
 pub use quote::{identifier, literal};
-pub use snapshot::{DatabaseFacts, ServerVersion, Snapshot, databases, rows, server_version};
+pub use snapshot::{
+    DatabaseFacts, Grant, ServerVersion, Setting, Snapshot, Table, database, databases, rows, server_version,
+};
 pub use tls::{SslMode, TlsOptions, unverified_client};
 pub use tools::Tool;

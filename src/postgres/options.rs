@@ -31,11 +31,11 @@ pub struct ServerOptions {
 impl ServerOptions {
     /// The server, with this database, or the one that the flags name.
     pub fn server(&self, database: Option<&str>) -> anyhow::Result<Server> {
-        let password = self.credentials.password(&self.host, self.port).context(Misconfigured)?;
         let mut credentials = self.credentials.clone();
         if let Some(database) = database {
             database.clone_into(&mut credentials.dbname);
         }
+        let password = credentials.password(&self.host, self.port).context(Misconfigured)?;
         Ok(Server { host: self.host.clone(), port: self.port, credentials, password, tls: self.tls.clone() })
     }
 }

@@ -15,7 +15,7 @@ pub struct ServerVersion {
     pub major: u32,
 }
 
-/// What `CREATE DATABASE` and `ALTER DATABASE` make: a plain dump of one database does not have it.
+/// What `CREATE DATABASE`, `ALTER DATABASE` and `GRANT … ON DATABASE` make: a plain dump of one database does not have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatabaseFacts {
     /// Owner.
@@ -30,8 +30,45 @@ pub struct DatabaseFacts {
     pub ctype: String,
     /// Locale of the providers `i` and `b`.
     pub locale: Option<String>,
-    /// `ALTER DATABASE … SET`, each as `name=value` (PostgreSQL: `pg_db_role_setting.setconfig`).
-    pub settings: Vec<String>,
+    /// ICU's own rules (PostgreSQL 16 and later).
+    pub rules: Option<String>,
+    /// Sessions at a time; -1 is no limit.
+    pub connections: i64,
+    /// Its comment.
+    pub comment: Option<String>,
+    /// Who may do what; none where nothing was granted or revoked.
+    pub grants: Option<Vec<Grant>>,
+    /// `ALTER DATABASE … SET`, and `ALTER ROLE … IN DATABASE … SET`.
+    pub settings: Vec<Setting>,
+}
+
+/// A privilege on a database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// To whom; none is PUBLIC.
+    pub role: Option<String>,
+    /// Such as CONNECT.
+    pub privilege: String,
+    /// Whether it may be granted on.
+    pub grantable: bool,
+}
+
+/// A setting of a database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// For this role alone; none is all.
+    pub role: Option<String>,
+    /// `name=value` (PostgreSQL: `pg_db_role_setting.setconfig`).
+    pub setting: String,
+}
+
+/// A table whose data a dump must have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Schema and name.
+    pub name: (String, String),
+    /// The same of the partitioned table that it is a part of, at the top: pg_dump may write its data as that one's.
+    pub root: Option<(String, String)>,
 }
 
 /// A session that holds a snapshot of its database open.
@@ -54,7 +91,9 @@ pub async fn server_version(client: &Client) -> anyhow::Result<ServerVersion> {
 
 /// The databases that take connections, but for templates.
 pub async fn databases(client: &Client) -> anyhow::Result<Vec<String>> {
-    let sql = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname";
+    // Nor those that a restore is filling or has replaced.
+    let sql = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate \
+               AND datname !~ '[.](restoring|replaced)-[0-9a-f]{12}-[0-9]+$' ORDER BY datname";
     let rows = rows(client, sql).await.context("list the databases")?;
     Ok(rows.iter().filter_map(|row| row.get(0)).map(ToOwned::to_owned).collect())
 }
@@ -76,36 +115,14 @@ impl Snapshot {
 
     /// What the database is.
     pub async fn database(&self, major: u32) -> anyhow::Result<DatabaseFacts> {
-        let provider = if major >= 15 { "d.datlocprovider" } else { "NULL" };
-        let locale = match major {
-            17.. => "d.datlocale",
-            15 | 16 => "d.daticulocale",
-            _ => "NULL",
-        };
-        let sql = format!(
-            "SELECT pg_get_userbyid(d.datdba), pg_encoding_to_char(d.encoding), {provider}, d.datcollate, d.datctype, {locale}, \
-                (SELECT to_json(s.setconfig) FROM pg_db_role_setting s WHERE s.setdatabase = d.oid AND s.setrole = 0) \
-             FROM pg_database d WHERE d.datname = current_database()"
-        );
-        let row = simple_row(&self.session.client, &sql).await.context("read what the database is")?;
-        let text = |at: usize| row.get(at).unwrap_or_default().to_owned();
-        let optional = |at: usize| row.get(at).map(ToOwned::to_owned);
-        let settings = row.get(6).map(serde_json::from_str).transpose().context("read the database's settings")?;
-        Ok(DatabaseFacts {
-            owner: text(0),
-            encoding: text(1),
-            provider: optional(2),
-            collate: text(3),
-            ctype: text(4),
-            locale: optional(5),
-            settings: settings.unwrap_or_default(),
-        })
+        database(&self.session.client, major).await
     }
 
-    /// Schema and name of every table whose data a dump must have: not of those that an extension brings, and on a standby not of
-    /// those that are not logged.
-    pub async fn tables(&self) -> anyhow::Result<Vec<(String, String)>> {
-        let sql = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+    /// Every table whose data a dump must have: not those that an extension brings, and on a standby not those that are not logged.
+    pub async fn tables(&self) -> anyhow::Result<Vec<Table>> {
+        let sql = "SELECT n.nspname, c.relname, rn.nspname, r.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+            LEFT JOIN pg_class r ON c.relispartition AND r.oid = pg_partition_root(c.oid) \
+            LEFT JOIN pg_namespace rn ON rn.oid = r.relnamespace \
             WHERE c.relkind = 'r' AND c.relpersistence <> 't' \
               AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
               AND NOT (c.relpersistence = 'u' AND pg_is_in_recovery()) \
@@ -113,9 +130,48 @@ impl Snapshot {
                               WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') \
             ORDER BY 1, 2";
         let rows = rows(&self.session.client, sql).await.context("list the tables")?;
-        let name = |row: &SimpleQueryRow| Some((row.get(0)?.to_owned(), row.get(1)?.to_owned()));
-        Ok(rows.iter().filter_map(name).collect())
+        let pair = |row: &SimpleQueryRow, at: usize| Some((row.get(at)?.to_owned(), row.get(at + 1)?.to_owned()));
+        Ok(rows.iter().filter_map(|row| Some(Table { name: pair(row, 0)?, root: pair(row, 2) })).collect())
     }
+}
+
+/// What the database of a session is.
+pub async fn database(client: &Client, major: u32) -> anyhow::Result<DatabaseFacts> {
+    let provider = if major >= 15 { "d.datlocprovider" } else { "NULL" };
+    let locale = match major {
+        17.. => "d.datlocale",
+        15 | 16 => "d.daticulocale",
+        _ => "NULL",
+    };
+    let rules = if major >= 16 { "d.daticurules" } else { "NULL" };
+    let sql = format!(
+        "SELECT pg_get_userbyid(d.datdba), pg_encoding_to_char(d.encoding), {provider}, d.datcollate, d.datctype, {locale}, {rules}, \
+            d.datconnlimit, shobj_description(d.oid, 'pg_database'), \
+            CASE WHEN d.datacl IS NOT NULL THEN (SELECT coalesce(json_agg(json_build_object( \
+                'role', CASE WHEN a.grantee <> 0 THEN pg_get_userbyid(a.grantee) END, \
+                'privilege', a.privilege_type, 'grantable', a.is_grantable)), '[]') FROM aclexplode(d.datacl) a) END, \
+            (SELECT json_agg(json_build_object('role', CASE WHEN s.setrole <> 0 THEN pg_get_userbyid(s.setrole) END, 'setting', c)) \
+             FROM pg_db_role_setting s, unnest(s.setconfig) c WHERE s.setdatabase = d.oid) \
+         FROM pg_database d WHERE d.datname = current_database()"
+    );
+    let row = simple_row(client, &sql).await.context("read what the database is")?;
+    let text = |at: usize| row.get(at).unwrap_or_default().to_owned();
+    let optional = |at: usize| row.get(at).map(ToOwned::to_owned);
+    let settings: Option<Vec<Setting>> =
+        row.get(10).map(serde_json::from_str).transpose().context("read its settings")?;
+    Ok(DatabaseFacts {
+        owner: text(0),
+        encoding: text(1),
+        provider: optional(2),
+        collate: text(3),
+        ctype: text(4),
+        locale: optional(5),
+        rules: optional(6),
+        connections: text(7).parse().context("read its limit of connections")?,
+        comment: optional(8),
+        grants: row.get(9).map(serde_json::from_str).transpose().context("read its privileges")?,
+        settings: settings.unwrap_or_default(),
+    })
 }
 
 /// All rows of a statement, by the simple protocol.

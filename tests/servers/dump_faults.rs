@@ -236,7 +236,7 @@ fn killed_at_random_points_then_latest_is_restored() {
     }
     assert!(killed >= 5, "only {killed} of 20 were killed before their end");
     restore(&server, target.path(), &["--database=Shop ü", "--into=latest", "--create"]).assert_code(0);
-    assert_eq!(content(&server, "latest"), before);
+    assert!(content(&server, "latest") == before, "what was restored is not what was dumped");
     // What was cut off is cleared away by the next run.
     dump(&server, target.path(), &["--database=Shop ü"]).assert_code(0);
     assert!(!files(&target.path().join("hourly")).iter().any(|name| name.contains("partial")));
@@ -271,6 +271,6 @@ fn restore_killed_at_random_points_leaves_the_old_database_or_the_new_one() {
         let ended = restore(&server, target.path(), &flags);
         if ended.code == 0 { Ok(()) } else { Err(ended.stdout) }
     });
-    assert_eq!(content(&server, "shop"), new);
+    assert!(content(&server, "shop") == new, "what was restored is not what was dumped");
     assert_eq!(databases(&server), "Shop ü postgres shop");
 }

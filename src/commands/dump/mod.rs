@@ -6,7 +6,7 @@
 mod stream;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::Read,
     path::PathBuf,
     process::Stdio,
@@ -28,7 +28,7 @@ use crate::{
     flags::human_bytes,
     kill_point::kill_point,
     outcome::{Conclusion, Report},
-    postgres::{self, CONNECT, Server, ServerOptions, ServerVersion, Snapshot, Tool, open},
+    postgres::{self, CONNECT, Server, ServerOptions, ServerVersion, Snapshot, Table, Tool, open},
     probe::PeerFacts,
 };
 use stream::{Progress, Streamed};
@@ -119,7 +119,10 @@ impl Dump {
         }
         let subjects: BTreeSet<&Subject> = made.iter().map(|manifest| &manifest.subject).collect();
         let tidied = match &self.keep {
-            Some(keep) if !made.is_empty() => tidy(&folder, keep, &subjects, Some(&lock)),
+            Some(keep) if !made.is_empty() => {
+                let made = made.iter().map(|manifest| manifest.set.clone()).collect();
+                tidy(&folder, keep, &subjects, &made, Some(&lock))
+            }
             _ => Ok(Tidied::default()),
         };
         Ok(report(&made, &failed, tidied))
@@ -172,9 +175,9 @@ impl Dump {
             );
         }
         let unfinished = folder.begin(self.tier, &name, lock)?;
-        let streamed = self.stream(&server, &snapshot, observed, unfinished.create()?).await?;
+        let streamed = self.stream(&server, &snapshot, &facts.encoding, observed, unfinished.create()?).await?;
         kill_point("dump-written");
-        ensure_whole(&streamed.tables, &wanted)?;
+        let tables = counted(&streamed.tables, &wanted)?;
         if self.read_back {
             read_back(unfinished.reopen()?, &streamed.digested).await?;
         }
@@ -198,7 +201,7 @@ impl Dump {
             bytes: streamed.digested.bytes,
             uncompressed: streamed.uncompressed,
             sha256: streamed.digested.sha256.clone(),
-            tables: streamed.tables,
+            tables,
         };
         folder.commit(self.tier, &name, &unfinished, &streamed.digested, &manifest)?;
         // What is there now, not what we think that we wrote.
@@ -215,11 +218,16 @@ impl Dump {
         &self,
         server: &Server,
         snapshot: &Snapshot,
+        encoding: &str,
         observed: &Observed,
         file: std::fs::File,
     ) -> anyhow::Result<Streamed> {
         let mut command = observed.tool.on(server, observed.version.major, CONNECT);
-        command.args(["--no-password", "--format=plain", "--encoding=UTF8", "--snapshot", &snapshot.id]);
+        command.args(["--no-password", "--format=plain", "--snapshot", &snapshot.id]);
+        // Names are read here too. Where the server knows no encoding, bytes are what they are.
+        if encoding != "SQL_ASCII" {
+            command.arg("--encoding=UTF8");
+        }
         let jobs = self.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
         let progress = Arc::new(Progress::default());
         let (_running, tool) = Running::start(command.stdout(Stdio::piped()))?;
@@ -238,16 +246,30 @@ impl Dump {
     }
 }
 
-/// Every table that the snapshot has must have its data in the dump.
-fn ensure_whole(dumped: &[TableRows], wanted: &[(String, String)]) -> anyhow::Result<()> {
-    let dumped: BTreeSet<(&str, &str)> = dumped.iter().map(|t| (t.schema.as_str(), t.table.as_str())).collect();
-    let missing: Vec<String> = wanted
-        .iter()
-        .filter(|(schema, table)| !dumped.contains(&(schema.as_str(), table.as_str())))
-        .map(|(schema, table)| format!("{schema}.{table}"))
-        .collect();
+/// The rows of the tables that the snapshot has, each of which must have its data in the dump. What an extension brings is not among them: its
+/// tables are filled by `CREATE EXTENSION`, and a dump has only some of their rows.
+fn counted(dumped: &[TableRows], wanted: &[Table]) -> anyhow::Result<Vec<TableRows>> {
+    let mut rows: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for table in dumped {
+        // The parts of a partitioned table may come one after the other under its name.
+        *rows.entry((&table.schema, &table.table)).or_default() += table.rows;
+    }
+    let mut counted = BTreeMap::new();
+    let mut missing = Vec::new();
+    for table in wanted {
+        let names = std::iter::once(&table.name).chain(&table.root);
+        let found = names.into_iter().find_map(|(schema, name)| rows.get_key_value(&(schema.as_str(), name.as_str())));
+        match found {
+            Some((name, rows)) => {
+                counted.insert(*name, *rows);
+            }
+            None => missing.push(format!("{}.{}", table.name.0, table.name.1)),
+        }
+    }
     ensure!(missing.is_empty(), "the dump has no data of {}", missing.join(", "));
-    Ok(())
+    let table =
+        |((schema, table), rows): ((&str, &str), u64)| TableRows { schema: schema.into(), table: table.into(), rows };
+    Ok(counted.into_iter().map(table).collect())
 }
 
 async fn read_back(mut file: std::fs::File, written: &Digested) -> anyhow::Result<()> {
@@ -313,4 +335,30 @@ fn report(made: &[Manifest], failed: &[(&str, String)], tidied: anyhow::Result<T
         );
     }
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(name: &str) -> (String, String) {
+        ("public".into(), name.into())
+    }
+
+    fn dumped(name: &str, rows: u64) -> TableRows {
+        TableRows { schema: "public".into(), table: name.into(), rows }
+    }
+
+    #[test]
+    fn rows_of_parts_under_their_roots_name_are_one_tables_and_an_extensions_are_nobodys() {
+        let wanted = [
+            Table { name: pair("part_1"), root: Some(pair("part")) },
+            Table { name: pair("part_2"), root: Some(pair("part")) },
+            Table { name: pair("plain"), root: None },
+        ];
+        let all = [dumped("part", 2), dumped("plain", 5), dumped("part", 3), dumped("spatial_ref_sys", 0)];
+        assert_eq!(counted(&all, &wanted).unwrap(), [dumped("part", 5), dumped("plain", 5)]);
+        let error = counted(&all[1..2], &wanted).unwrap_err().to_string();
+        assert_eq!(error, "the dump has no data of public.part_1, public.part_2");
+    }
 }

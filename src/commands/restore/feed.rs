@@ -12,6 +12,7 @@ use anyhow::Context;
 use crate::{
     backup::{End, Scan, TableRows, expand},
     child::{Running, Started},
+    outcome::Unverified,
 };
 
 /// Bytes that are given at a time.
@@ -33,6 +34,13 @@ pub(super) async fn feed(mut command: Command, path: PathBuf, form: &str) -> any
     let (_running, psql) = Running::start(&mut command)?;
     let form = form.to_owned();
     tokio::task::spawn_blocking(move || give(psql, &path, &form)).await?
+}
+
+/// Reads a set's file to its end.
+pub(super) fn read(path: &Path, form: &str) -> anyhow::Result<Scan> {
+    let mut scan = Scan::default();
+    copy(path, form, io::sink(), &mut scan).with_context(|| format!("read {}", path.display())).context(Unverified)?;
+    Ok(scan)
 }
 
 fn give(mut psql: Started, path: &Path, form: &str) -> anyhow::Result<Fed> {

@@ -10,6 +10,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use jiff::Timestamp;
+use tokio_postgres::error::SqlState;
 use tracing::info;
 
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     flags::{self, human_bytes},
     kill_point::kill_point,
     outcome::{Conclusion, Evidence, Report, Unverified},
-    postgres::{self, CONNECT, Connected, ServerOptions, Tool, literal, open, rows, simple_row},
+    postgres::{self, CONNECT, Connected, DatabaseFacts, ServerOptions, Tool, literal, open, rows, simple_row},
 };
 use aside::Aside;
 
@@ -70,12 +71,6 @@ pub struct Restore {
     pg_bindir: Option<PathBuf>,
 }
 
-/// How many relations of its users a database has.
-const RELATIONS: &str = "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-    WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') \
-      AND NOT EXISTS (SELECT FROM pg_depend d \
-                      WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
-
 /// Where to.
 struct Place {
     psql: Tool,
@@ -83,7 +78,7 @@ struct Place {
     maintenance: Connected,
     major: u32,
     into: String,
-    there: There,
+    there: Option<There>,
 }
 
 impl Place {
@@ -95,12 +90,11 @@ impl Place {
     }
 }
 
-/// The database that is to be replaced, or made.
+/// The database that is to be replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct There {
-    exists: bool,
-    tables: u64,
     sessions: Vec<String>,
+    facts: DatabaseFacts,
 }
 
 impl Restore {
@@ -124,7 +118,9 @@ impl Restore {
         if session.dry_run {
             return Ok(Report::nothing_to_do(format!("would restore {} into {into}", set.name)).with_evidence(evidence));
         }
-        check_digest(&folder, set).await?;
+        if let Some(refused) = check(&folder, set).await? {
+            return Ok(refused);
+        }
         if !place.lock().await? {
             return Ok(Report::new(Conclusion::Locked, format!("another run restores database {into}")));
         }
@@ -144,24 +140,21 @@ impl Restore {
         }
         let maintenance = open(&server).await?;
         let major = postgres::server_version(&maintenance.client).await?.major;
-        let there = self.look(&maintenance, &into).await?;
+        let there = self.look(&maintenance, &into, major).await?;
         Ok(Place { psql, maintenance, major, into, there })
     }
 
     /// What is there under the wanted name.
-    async fn look(&self, maintenance: &Connected, into: &str) -> anyhow::Result<There> {
+    async fn look(&self, maintenance: &Connected, into: &str, major: u32) -> anyhow::Result<Option<There>> {
         let sql = format!("SELECT datallowconn FROM pg_database WHERE datname = {}", literal(into));
-        let Some(row) = rows(&maintenance.client, &sql).await?.into_iter().next() else {
-            return Ok(There { exists: false, tables: 0, sessions: Vec::new() });
-        };
+        let Some(row) = rows(&maintenance.client, &sql).await?.into_iter().next() else { return Ok(None) };
         if row.get(0) != Some("t") {
             bail!("database {into} takes no connections");
         }
         // Before our own session is one of them.
         let sessions = aside::sessions(maintenance, into).await?;
         let session = open(&self.server.server(Some(into))?).await?;
-        let tables = simple_row(&session.client, RELATIONS).await?.get(0).unwrap_or_default().parse()?;
-        Ok(There { exists: true, tables, sessions })
+        Ok(Some(There { sessions, facts: postgres::database(&session.client, major).await? }))
     }
 
     /// What must hold before anything is touched.
@@ -176,13 +169,11 @@ impl Restore {
             condition => format!("the set is {}", condition.word()),
         };
         let target = match there {
-            There { exists: false, .. } => (self.create, format!("database {into} does not exist"), "--create"),
-            There { tables: 0, .. } => (true, format!("database {into} is empty"), "nothing"),
-            There { tables, .. } => {
-                (self.clean, format!("database {into} has {tables} tables"), "--clean, to replace it")
-            }
+            None => (self.create, format!("database {into} does not exist"), "--create"),
+            Some(_) => (self.clean, format!("database {into} is there"), "--clean, to replace it"),
         };
-        let users = match there.sessions.as_slice() {
+        let sessions = there.as_ref().map(|there| there.sessions.as_slice()).unwrap_or_default();
+        let users = match sessions {
             [] => "nobody uses it".to_owned(),
             sessions => format!("database {into} is used by {}", sessions.join(", ")),
         };
@@ -191,7 +182,7 @@ impl Restore {
             Evidence::new("database", target.0, target.1, target.2),
             Evidence::new(
                 "sessions",
-                there.sessions.is_empty() || self.disconnect,
+                sessions.is_empty() || self.disconnect,
                 users,
                 "nobody on it, or --disconnect to end their sessions",
             ),
@@ -199,12 +190,23 @@ impl Restore {
     }
 
     async fn restore(&self, folder: &Folder, set: &Found, place: &Place) -> anyhow::Result<u64> {
-        let facts = set.condition.manifest().map(|manifest| &manifest.database);
+        // What nobody wrote down of another tool's set is as it is with the database that it replaces.
+        let known = set.condition.manifest().map(|manifest| &manifest.database);
+        let facts = known.or(place.there.as_ref().map(|there| &there.facts));
         let aside = Aside::create(&place.maintenance, &place.into, facts).await?;
-        match self.fill(folder, set, place, &aside).await {
-            Ok(rows) => {
-                kill_point("restore-filled");
-                aside.publish(&place.into, place.there.exists, self.disconnect).await?;
+        let named = async {
+            let rows = self.fill(folder, set, place, &aside).await?;
+            if let Some(facts) = facts {
+                aside.finish(facts).await?;
+            }
+            kill_point("restore-filled");
+            anyhow::Ok((rows, aside.publish(&place.into, place.there.is_some(), self.disconnect).await?))
+        };
+        match named.await {
+            Ok((rows, old)) => {
+                if let Some(old) = old {
+                    aside.drop_old(&place.into, &old).await?;
+                }
                 Ok(rows)
             }
             Err(error) => {
@@ -228,12 +230,25 @@ impl Restore {
         // What a foreign set holds nobody wrote down: then it is what psql was given.
         let tables = set.condition.manifest().map_or(fed.tables.as_slice(), |manifest| manifest.tables.as_slice());
         let session = open(&server).await?;
+        // A limit of the server or the role is meant for the application.
+        session.client.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await?;
+        let partitioned = rows(&session.client, PARTITIONED).await.context("list the partitioned tables")?;
         let mut wrong = Vec::new();
         let mut all = 0;
         for table in tables {
             let name = format!("{}.{}", postgres::identifier(&table.schema), postgres::identifier(&table.table));
-            let row = simple_row(&session.client, &format!("SELECT count(*) FROM ONLY {name}")).await;
-            let row = row.with_context(|| format!("count the rows of {name}")).context(Unverified)?;
+            // The rows of a partitioned table are its parts'; those of children are not their parents'.
+            let whole =
+                partitioned.iter().any(|row| row.get(0) == Some(&table.schema) && row.get(1) == Some(&table.table));
+            let only = if whole { "" } else { "ONLY " };
+            let row = match simple_row(&session.client, &format!("SELECT count(*) FROM {only}{name}")).await {
+                Ok(row) => row,
+                Err(error) if is_missing(&error) => {
+                    wrong.push(format!("{name} is not there"));
+                    continue;
+                }
+                Err(error) => return Err(error).with_context(|| format!("count the rows of {name}")),
+            };
             let rows: u64 = row.get(0).unwrap_or_default().parse()?;
             all += rows;
             if rows != table.rows {
@@ -248,10 +263,38 @@ impl Restore {
     }
 }
 
-/// Reads the whole set before the server is touched.
-async fn check_digest(folder: &Folder, set: &Found) -> anyhow::Result<()> {
-    let Some(manifest) = set.condition.manifest() else { return Ok(()) };
+/// Partitioned tables.
+const PARTITIONED: &str =
+    "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'p'";
+
+/// Whether the server says that there is no such table: it, and not the way to it, is what is wrong.
+fn is_missing(error: &anyhow::Error) -> bool {
+    let code = error.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::code);
+    [Some(&SqlState::UNDEFINED_TABLE), Some(&SqlState::INVALID_SCHEMA_NAME)].contains(&code)
+}
+
+/// Reads the whole set before the server is touched: ours against its digest, another tool's for its end and for what reaches beyond the
+/// database that it is restored into.
+async fn check(folder: &Folder, set: &Found) -> anyhow::Result<Option<Report>> {
     let path = folder.path(&set.folder, &set.name.to_string());
+    let Some(manifest) = set.condition.manifest() else {
+        let form = set.name.form.clone();
+        let scan = tokio::task::spawn_blocking(move || feed::read(&path, &form)).await??;
+        if scan.end() != Some(End::Database) {
+            return Err(anyhow!(
+                "{} does not end as a dump of one database does: it was cut off, or is something else",
+                set.name
+            ))
+            .context(Unverified);
+        }
+        return Ok(scan.strange().map(|strange| {
+            let why = format!(
+                "{} reaches beyond one database ({strange:?}): restore it by psql, into a server of its own",
+                set.name
+            );
+            Report::new(Conclusion::Refused, why)
+        }));
+    };
     let shown = path.display().to_string();
     let read = tokio::task::spawn_blocking(move || {
         let mut digesting = Digesting::new(std::io::sink());
@@ -267,5 +310,5 @@ async fn check_digest(folder: &Folder, set: &Found) -> anyhow::Result<()> {
         );
         return Err(why).context(Unverified);
     }
-    Ok(())
+    Ok(None)
 }
