@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use super::{Digested, Manifest, SetName, Subject, Tier};
+use super::{Digested, Manifest, SetName, Tier};
 use crate::outcome::{Conclusion, Report};
 
 const LOCK: &str = ".lifeboat.lock";
@@ -175,7 +175,7 @@ impl Folder {
     /// Begins a set; `commit` ends it. What killed runs left of earlier ones is removed: only who has the lock writes here.
     pub fn begin(&self, tier: Tier, name: &SetName, lock: &Lock) -> anyhow::Result<Unfinished> {
         self.make_tier(tier)?;
-        self.clear(&name.subject, lock)?;
+        self.clear(lock)?;
         let path = self.path(tier.folder(), &name.to_string());
         if path.try_exists().with_context(|| format!("look at {}", path.display()))? {
             bail!("{} is already there", path.display());
@@ -193,8 +193,9 @@ impl Folder {
         }
     }
 
-    /// Removes files under temporary names, and sets of this subject that were cut off before their manifest: each may be as large as a set.
-    fn clear(&self, subject: &Subject, lock: &Lock) -> anyhow::Result<()> {
+    /// Removes what killed runs left: files under temporary names, and sets that lack nothing but their manifest's name. Each may be as large
+    /// as a set. A set without such a mark is somebody else's, and is never removed here.
+    fn clear(&self, lock: &Lock) -> anyhow::Result<()> {
         for tier in Tier::ALL {
             let folder = self.root.join(tier.folder());
             let entries = match fs::read_dir(&folder) {
@@ -203,22 +204,32 @@ impl Folder {
             };
             for entry in entries {
                 let path = entry?.path();
-                if path.file_name().and_then(|name| name.to_str()).is_some_and(is_partial) {
-                    tracing::warn!("removing {}, left by a run that was cut off", path.display());
-                    fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+                let Some(file) = path.file_name().and_then(|name| name.to_str()).and_then(partial_of) else { continue };
+                tracing::warn!("removing {}, left by a run that was cut off", path.display());
+                let marked = file.strip_suffix(".json").and_then(|name| name.parse::<SetName>().ok());
+                if let Some(name) = marked.filter(|name| !self.path(tier.folder(), &name.manifest()).exists()) {
+                    self.remove_marked(tier.folder(), &name, lock)?;
                 }
-            }
-        }
-        for found in self.find()? {
-            if found.name.subject == *subject && found.condition == Condition::Incomplete {
-                tracing::warn!("removing {}/{}, left by a run that was cut off", found.folder, found.name);
-                self.remove(&found, lock)?;
+                remove_file(&path)?;
             }
         }
         Ok(())
     }
 
-    /// Gives a set its name. Its content must be synced already; the manifest comes last, and its folder is synced.
+    /// The manifest under its temporary name: whatever else is there of a set is ours, and does not count.
+    fn mark(&self, folder: &str, name: &SetName) -> PathBuf {
+        partial(&self.path(folder, &name.manifest()))
+    }
+
+    fn remove_marked(&self, folder: &str, name: &SetName, _: &Lock) -> anyhow::Result<()> {
+        for file in [name.to_string(), name.digest(), name.verification()] {
+            remove_file(&self.path(folder, &file))?;
+        }
+        sync_folder(&self.root.join(folder))
+    }
+
+    /// Gives a set its name. Its content must be synced already. The manifest is written whole before, under a temporary name, and gets its own
+    /// last: that is the commit.
     pub fn commit(
         &self,
         tier: Tier,
@@ -226,20 +237,26 @@ impl Folder {
         unfinished: &Unfinished,
         digested: &Digested,
         manifest: &Manifest,
+        lock: &Lock,
     ) -> anyhow::Result<()> {
-        let path = self.path(tier.folder(), &name.to_string());
+        let folder = tier.folder();
+        let mark = Unfinished { partial: self.mark(folder, name) };
         let digest = format!("{}  {name}\n", digested.sha256);
-        // The digest first: a file with a digest and without a manifest is known as one that was cut off here.
-        write_whole(&self.path(tier.folder(), &name.digest()), digest.as_bytes())?;
-        let named = fs::rename(&unfinished.partial, &path).with_context(|| format!("name {}", path.display()));
-        crate::kill_point::kill_point("dump-named");
-        let manifest = serde_json::to_vec_pretty(manifest)?;
-        let committed = named.and_then(|()| write_whole(&self.path(tier.folder(), &name.manifest()), &manifest));
-        if committed.is_err() {
-            // Without its manifest it is of no use, and it may be what fills the volume.
-            for file in name.files() {
-                let _ = fs::remove_file(self.path(tier.folder(), &file));
-            }
+        let (path, manifest_path) = (self.path(folder, &name.to_string()), self.path(folder, &name.manifest()));
+        let commit = || -> anyhow::Result<()> {
+            write_synced(&mark, &serde_json::to_vec_pretty(manifest)?)?;
+            write_whole(&self.path(folder, &name.digest()), digest.as_bytes())?;
+            crate::kill_point::kill_point("dump-marked");
+            fs::rename(&unfinished.partial, &path).with_context(|| format!("name {}", path.display()))?;
+            sync_folder(&self.root.join(folder))?;
+            crate::kill_point::kill_point("dump-named");
+            fs::rename(&mark.partial, &manifest_path).with_context(|| format!("name {}", manifest_path.display()))?;
+            sync_folder(&self.root.join(folder))
+        };
+        let committed = commit();
+        if committed.is_err() && !manifest_path.exists() {
+            // Of no use, and perhaps what fills the volume.
+            let _ = self.remove_marked(folder, name, lock);
         }
         committed
     }
@@ -285,7 +302,7 @@ impl Folder {
         let path = self.path(folder, &name.manifest());
         let text = match read_limited(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let ours = self.path(folder, &name.digest()).exists();
+                let ours = self.mark(folder, name).exists();
                 return if ours { Condition::Incomplete } else { Condition::Foreign };
             }
             // One that can't be read must not hide all others.
@@ -313,37 +330,44 @@ impl Folder {
         self.make_tier(tier)?;
         let there = Found { folder: tier.folder().to_owned(), ..found.clone() };
         self.remove(&there, lock)?;
-        // The manifest, which is the commit mark, comes last.
-        for file in found.name.files().iter().rev().filter(|file| **file != found.name.manifest()) {
-            self.link_file(found, file, tier)?;
-        }
-        self.link_file(found, &found.name.manifest(), tier)?;
-        sync_folder(&self.root.join(tier.folder()))?;
-        let bytes = fs::metadata(self.path(tier.folder(), &found.name.to_string()))?.len();
-        match self.condition(tier.folder(), &found.name, bytes) {
-            Condition::Complete(_) => Ok(()),
-            other => bail!("{} is {} in tier {tier} after it was put there", found.name, other.word()),
-        }
-    }
-
-    fn link_file(&self, found: &Found, file: &str, tier: Tier) -> anyhow::Result<()> {
-        let (from, to) = (self.path(&found.folder, file), self.path(tier.folder(), file));
-        match link_or_copy(&from, &to) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && file == found.name.verification() => Ok(()),
-            done => done.with_context(|| format!("put {} into tier {tier}", from.display())),
-        }
-    }
-
-    /// Removes a set from a folder, the manifest first: a set that is half removed no longer counts.
-    pub fn remove(&self, found: &Found, _: &Lock) -> anyhow::Result<()> {
-        for file in found.name.files() {
-            let path = self.path(&found.folder, &file);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                done => done.with_context(|| format!("remove {}", path.display()))?,
+        let name = &found.name;
+        let (mark, manifest) = (self.mark(tier.folder(), name), self.path(tier.folder(), &name.manifest()));
+        let source = self.path(&found.folder, &name.manifest());
+        link_or_copy(&source, &mark).with_context(|| format!("put {} into tier {tier}", source.display()))?;
+        for file in [name.to_string(), name.digest(), name.verification()] {
+            let (from, to) = (self.path(&found.folder, &file), self.path(tier.folder(), &file));
+            match link_or_copy(&from, &to) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && file == name.verification() => {}
+                done => done.with_context(|| format!("put {} into tier {tier}", from.display()))?,
             }
         }
-        sync_folder(&self.root.join(&found.folder))
+        fs::rename(&mark, &manifest).with_context(|| format!("name {}", manifest.display()))?;
+        sync_folder(&self.root.join(tier.folder()))?;
+        let path = self.path(tier.folder(), &name.to_string());
+        let bytes = fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?.len();
+        match self.condition(tier.folder(), name, bytes) {
+            Condition::Complete(_) => Ok(()),
+            other => bail!("{name} is {} in tier {tier} after it was put there", other.word()),
+        }
+    }
+
+    /// Removes a set from a folder. Its manifest loses its name first: a set that is half removed no longer counts, and is known as ours.
+    pub fn remove(&self, found: &Found, lock: &Lock) -> anyhow::Result<()> {
+        let (manifest, mark) =
+            (self.path(&found.folder, &found.name.manifest()), self.mark(&found.folder, &found.name));
+        match fs::rename(&manifest, &mark) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => done.with_context(|| format!("remove {}", manifest.display()))?,
+        }
+        self.remove_marked(&found.folder, &found.name, lock)?;
+        remove_file(&mark)
+    }
+}
+
+fn remove_file(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done.with_context(|| format!("remove {}", path.display())),
     }
 }
 
@@ -368,19 +392,23 @@ fn partial(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}{PARTIAL}"))
 }
 
-fn is_partial(name: &str) -> bool {
-    name.starts_with(".backup-") && name.ends_with(PARTIAL)
+/// The name that a file of ours under a temporary name would get.
+fn partial_of(name: &str) -> Option<&str> {
+    name.strip_prefix('.')?.strip_suffix(PARTIAL).filter(|name| name.starts_with("backup-"))
 }
 
 /// Writes a small file whole: temporary name, sync, rename, sync of the folder.
 fn write_whole(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let unfinished = Unfinished { partial: partial(path) };
-    let mut file = unfinished.create()?;
-    file.write_all(content)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&unfinished.partial, path))
-        .with_context(|| format!("write {}", path.display()))?;
+    write_synced(&unfinished, content)?;
+    fs::rename(&unfinished.partial, path).with_context(|| format!("write {}", path.display()))?;
     sync_folder(path.parent().ok_or_else(|| anyhow!("{} is in no folder", path.display()))?)
+}
+
+fn write_synced(unfinished: &Unfinished, content: &[u8]) -> anyhow::Result<()> {
+    let mut file = unfinished.create()?;
+    let written = file.write_all(content).and_then(|()| file.sync_all());
+    written.with_context(|| format!("write {}", unfinished.partial.display()))
 }
 
 fn sync_folder(folder: &Path) -> anyhow::Result<()> {

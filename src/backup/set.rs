@@ -64,13 +64,6 @@ impl SetName {
         format!("{self}.verify.json")
     }
 
-    /// The set itself and all that may lie beside it, in the order in which they are removed: without its manifest a set no longer counts, and
-    /// as long as its digest is there it is known as ours.
-    #[must_use]
-    pub fn files(&self) -> [String; 4] {
-        [self.manifest(), self.verification(), self.to_string(), self.digest()]
-    }
-
     /// Whether it was taken by a clock that runs ahead of ours, or ran ahead once.
     #[must_use]
     pub fn is_from_the_future(&self, now: Timestamp) -> bool {

@@ -369,10 +369,12 @@ fn tiers_are_filled_and_pruned_only_by_good_dumps_and_shown() {
     let target = tempfile::tempdir().unwrap();
     let hourly = target.path().join("hourly");
     fs::create_dir(&hourly).unwrap();
+    // Another tool's, with a digest that somebody took.
     fs::write(hourly.join("backup-2022-11-28T08:51:08Z-postgres.sql.gz"), "another tool's").unwrap();
+    fs::write(hourly.join("backup-2022-11-28T08:51:08Z-postgres.sql.gz.sha256"), "…").unwrap();
     // What killed runs left: a set without its manifest, and a file under a temporary name.
     fs::write(hourly.join("backup-2022-11-28T09:51:08Z-postgres.sql.gz"), "cut off").unwrap();
-    fs::write(hourly.join("backup-2022-11-28T09:51:08Z-postgres.sql.gz.sha256"), "…").unwrap();
+    fs::write(hourly.join(".backup-2022-11-28T09:51:08Z-postgres.sql.gz.json.partial"), "{}").unwrap();
     fs::write(hourly.join(".backup-2022-11-28T10:51:08Z-postgres.sql.gz.partial"), "half").unwrap();
     let shown = Ended::of(lifeboat(&["backups", "--target"]).arg(target.path())).outcome();
     let conditions = [&shown["sets"][0]["condition"], &shown["sets"][1]["condition"]];
@@ -404,7 +406,8 @@ fn tiers_are_filled_and_pruned_only_by_good_dumps_and_shown() {
     Ended::of(lifeboat(&dry).arg(target.path())).assert_code(0);
     assert_eq!(files(&hourly), before);
     Ended::of(lifeboat(&["backups", "prune", "--keep=hourly=0,daily=1", "--target"]).arg(target.path())).assert_code(0);
-    assert_eq!(files(&hourly), ["backup-2022-11-28T08:51:08Z-postgres.sql.gz"], "what is foreign stays");
+    let theirs = "backup-2022-11-28T08:51:08Z-postgres.sql.gz";
+    assert_eq!(files(&hourly), [theirs, &format!("{theirs}.sha256")], "what is foreign stays");
 }
 
 #[test]

@@ -203,7 +203,7 @@ impl Dump {
             sha256: streamed.digested.sha256.clone(),
             tables,
         };
-        folder.commit(self.tier, &name, &unfinished, &streamed.digested, &manifest)?;
+        folder.commit(self.tier, &name, &unfinished, &streamed.digested, &manifest, lock)?;
         // What is there now, not what we think that we wrote.
         let found = folder.find()?.into_iter().find(|found| found.name == name && found.is_in(self.tier));
         ensure!(
