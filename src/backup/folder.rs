@@ -394,7 +394,9 @@ fn partial(path: &Path) -> PathBuf {
 
 /// The name that a file of ours under a temporary name would get.
 fn partial_of(name: &str) -> Option<&str> {
-    name.strip_prefix('.')?.strip_suffix(PARTIAL).filter(|name| name.starts_with("backup-"))
+    // A copy of a mark that was cut off has two dots and two ends.
+    let hidden = name.strip_prefix('.')?.trim_start_matches('.');
+    hidden.strip_suffix(PARTIAL).filter(|name| name.starts_with("backup-"))
 }
 
 /// Writes a small file whole: temporary name, sync, rename, sync of the folder.

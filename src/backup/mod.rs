@@ -29,7 +29,7 @@ mod tests {
         let manifest: Manifest = serde_json::from_value(serde_json::json!({
             "version": 1, "set": "", "subject": {"database": "shop"}, "compression": {"codec": "none"}, "lifeboat": "", "tool": "",
             "database": {"owner": "", "encoding": "", "provider": null, "collate": "", "ctype": "", "locale": null, "rules": null,
-                         "connections": -1, "comment": null, "grants": null, "settings": []},
+                         "connections": -1, "comment": null, "grants": null, "settings": [], "tablespace": "pg_default"},
             "server": {"version": "", "system_id": null, "timeline": null, "in_recovery": false, "lsn": null},
             "started": taken, "ended": taken, "bytes": 0, "uncompressed": 0, "sha256": "", "tables": []
         }))

@@ -40,11 +40,21 @@ impl ServerOptions {
     }
 }
 
-/// Opens a session. An error names database, host and port.
+/// The limits of a session that are meant for applications; which of them there are depends on the version.
+const UNLIMITED: &str = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN \
+    ('lock_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout')";
+
+/// Opens a session that may take and wait as long as it needs, whatever limits server and role have. An error names database, host and port.
 pub async fn open(server: &Server) -> anyhow::Result<Connected> {
-    attempt(server, CONNECT).await.map_err(|failed| {
-        let database = &server.credentials.dbname;
+    let database = &server.credentials.dbname;
+    let session = attempt(server, CONNECT).await.map_err(|failed| {
         let error = anyhow!("connect to database {database} on {}:{}: {}", server.host, server.port, failed.error);
         if failed.verdict == Verdict::Misconfigured { error.context(Misconfigured) } else { error }
-    })
+    })?;
+    let lift = async {
+        session.client.simple_query("SET statement_timeout = 0").await?;
+        session.client.simple_query(UNLIMITED).await
+    };
+    lift.await.with_context(|| format!("lift the limits of the session on database {database}"))?;
+    Ok(session)
 }

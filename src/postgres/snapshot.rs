@@ -4,7 +4,7 @@ use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
-use super::{Connected, Lsn, simple_row};
+use super::{Connected, Lsn, literal, simple_row};
 
 /// A server's version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct DatabaseFacts {
     pub grants: Option<Vec<Grant>>,
     /// `ALTER DATABASE … SET`, and `ALTER ROLE … IN DATABASE … SET`.
     pub settings: Vec<Setting>,
+    /// Where its files are.
+    pub tablespace: String,
 }
 
 /// A privilege on a database.
@@ -102,6 +104,11 @@ impl Snapshot {
     /// Takes one, in a transaction that only reads; a standby can as well.
     pub async fn take(session: Connected) -> anyhow::Result<Self> {
         let take = async {
+            // It lies idle until pg_dump has taken it over.
+            session
+                .client
+                .batch_execute("SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0")
+                .await?;
             session.client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
             let sql = "SELECT pg_export_snapshot(), \
                 CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END";
@@ -113,9 +120,9 @@ impl Snapshot {
         Ok(Self { session, id, lsn })
     }
 
-    /// What the database is.
-    pub async fn database(&self, major: u32) -> anyhow::Result<DatabaseFacts> {
-        database(&self.session.client, major).await
+    /// What its database of this name is.
+    pub async fn database(&self, name: &str, major: u32) -> anyhow::Result<DatabaseFacts> {
+        database(&self.session.client, name, major).await?.with_context(|| format!("database {name} is gone"))
     }
 
     /// Every table whose data a dump must have: not those that an extension brings, and on a standby not those that are not logged.
@@ -135,8 +142,8 @@ impl Snapshot {
     }
 }
 
-/// What the database of a session is.
-pub async fn database(client: &Client, major: u32) -> anyhow::Result<DatabaseFacts> {
+/// What the database of this name is; none where there is none. A session on any database can tell: this one may take no connections.
+pub async fn database(client: &Client, name: &str, major: u32) -> anyhow::Result<Option<DatabaseFacts>> {
     let provider = if major >= 15 { "d.datlocprovider" } else { "NULL" };
     let locale = match major {
         17.. => "d.datlocale",
@@ -151,15 +158,17 @@ pub async fn database(client: &Client, major: u32) -> anyhow::Result<DatabaseFac
                 'role', CASE WHEN a.grantee <> 0 THEN pg_get_userbyid(a.grantee) END, \
                 'privilege', a.privilege_type, 'grantable', a.is_grantable)), '[]') FROM aclexplode(d.datacl) a) END, \
             (SELECT json_agg(json_build_object('role', CASE WHEN s.setrole <> 0 THEN pg_get_userbyid(s.setrole) END, 'setting', c)) \
-             FROM pg_db_role_setting s, unnest(s.setconfig) c WHERE s.setdatabase = d.oid) \
-         FROM pg_database d WHERE d.datname = current_database()"
+             FROM pg_db_role_setting s, unnest(s.setconfig) c WHERE s.setdatabase = d.oid), t.spcname \
+         FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace WHERE d.datname = {}",
+        literal(name)
     );
-    let row = simple_row(client, &sql).await.context("read what the database is")?;
+    let found = rows(client, &sql).await.context("read what the database is")?;
+    let Some(row) = found.first() else { return Ok(None) };
     let text = |at: usize| row.get(at).unwrap_or_default().to_owned();
     let optional = |at: usize| row.get(at).map(ToOwned::to_owned);
     let settings: Option<Vec<Setting>> =
         row.get(10).map(serde_json::from_str).transpose().context("read its settings")?;
-    Ok(DatabaseFacts {
+    Ok(Some(DatabaseFacts {
         owner: text(0),
         encoding: text(1),
         provider: optional(2),
@@ -171,7 +180,8 @@ pub async fn database(client: &Client, major: u32) -> anyhow::Result<DatabaseFac
         comment: optional(8),
         grants: row.get(9).map(serde_json::from_str).transpose().context("read its privileges")?,
         settings: settings.unwrap_or_default(),
-    })
+        tablespace: text(11),
+    }))
 }
 
 /// All rows of a statement, by the simple protocol.

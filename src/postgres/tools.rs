@@ -41,10 +41,11 @@ impl Tool {
     #[must_use]
     pub fn on(&self, server: &Server, major: u32, limit: Duration) -> Command {
         let mut command = connected(&self.program, server, limit);
-        // Else a server that vanished is waited for for two hours, with the lock in our hands.
+        // Else a server that vanished is waited for for two hours, with the lock in our hands. One that only does not read for a while, as
+        // its disk is slow, is waited for.
         let database = server.credentials.dbname.replace('\\', "\\\\").replace('\'', "\\'");
         command.arg(format!(
-            "--dbname=dbname='{database}' keepalives_idle=30 keepalives_interval=10 keepalives_count=3 tcp_user_timeout=60000"
+            "--dbname=dbname='{database}' keepalives_idle=30 keepalives_interval=10 keepalives_count=3 tcp_user_timeout=900000"
         ));
         if major >= 14 {
             let given = std::env::var("PGOPTIONS").unwrap_or_default();

@@ -306,6 +306,11 @@ fn database_that_is_there_or_in_use_is_replaced_only_when_asked_and_never_lost()
     restore(&server, target.path(), &["--database=shop", "--clean", "--disconnect"]).assert_code(0);
     assert!(!user.wait().unwrap().success());
     assert_eq!(shop("SELECT count(*) FROM t"), "1");
+    // One that takes no sessions, as an operator or a broken catalog has it, is what a restore is for.
+    server.sql("ALTER DATABASE shop ALLOW_CONNECTIONS false");
+    restore(&server, target.path(), &["--database=shop", "--clean"]).assert_code(0);
+    assert_eq!(shop("SELECT count(*) FROM t"), "1");
+    server.sql("ALTER ROLE postgres IN DATABASE shop SET work_mem TO '5MB'");
     assert_eq!(databases(&server), "postgres shop");
 }
 

@@ -10,7 +10,7 @@ use crate::{
     peers::{ClosedPort, Peer},
 };
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 15] = [
     "port-discover",
     "pg-probe",
     "promote",
@@ -23,6 +23,9 @@ const COMMANDS: [&str; 12] = [
     "witness",
     "post-bootstrap",
     "tls-reload",
+    "dump",
+    "backups",
+    "restore",
 ];
 
 #[test]

@@ -159,7 +159,7 @@ impl Dump {
     ) -> anyhow::Result<Manifest> {
         let server = self.server.server(Some(database))?;
         let snapshot = Snapshot::take(open(&server).await?).await?;
-        let (facts, wanted) = (snapshot.database(observed.version.major).await?, snapshot.tables().await?);
+        let (facts, wanted) = (snapshot.database(database, observed.version.major).await?, snapshot.tables().await?);
         let started = Timestamp::now();
         let name = SetName {
             taken: started.round(jiff::TimestampRound::new().smallest(Unit::Second).mode(jiff::RoundMode::Trunc))?,

@@ -21,6 +21,9 @@ const NAME_LIMIT: usize = 63;
 /// How long sessions that come again and again are ended.
 const DISCONNECT: Duration = Duration::from_mins(1);
 
+/// How long those on the database aside are, on which nobody has anything to look for.
+const DISCONNECT_ASIDE: Duration = Duration::from_secs(15);
+
 /// What the name of a database says that is being filled, and of one that was replaced.
 const FILLED: &str = "restoring";
 const REPLACED: &str = "replaced";
@@ -60,21 +63,35 @@ pub(super) async fn sessions(maintenance: &Connected, database: &str) -> anyhow:
 }
 
 impl<'a> Aside<'a> {
-    /// Creates it, empty, with encoding and locale of the database that is in the set.
+    /// Creates it, empty, with encoding, locale and place of the database that is in the set. Nobody but us may connect to it. What it shall
+    /// get at its end is rehearsed, so that nothing is filled for hours in vain.
     pub(super) async fn create(
         maintenance: &'a Connected,
         into: &str,
+        major: u32,
         facts: Option<&DatabaseFacts>,
     ) -> anyhow::Result<Self> {
         remove_left(maintenance, into).await?;
         let aside = Self { maintenance, name: name_of(into, FILLED, Timestamp::now().as_second()) };
         let mut sql = format!("CREATE DATABASE {} TEMPLATE template0", identifier(&aside.name));
         if let Some(facts) = facts {
-            aside.ensure_roles(facts).await?;
-            sql.push_str(&options(facts));
+            aside.ensure_there(facts).await?;
+            sql.push_str(&options(facts, major));
         }
         aside.run(&sql).await.context("create a database to fill")?;
+        if let Err(error) = aside.rehearse(facts).await {
+            let _ = aside.run("ROLLBACK").await;
+            let _ = aside.remove().await;
+            return Err(error).context(Refused);
+        }
         Ok(aside)
+    }
+
+    async fn rehearse(&self, facts: Option<&DatabaseFacts>) -> anyhow::Result<()> {
+        self.run(&format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", identifier(&self.name))).await?;
+        self.run("BEGIN").await?;
+        self.finish(facts).await.context("this server can't make the database what it was")?;
+        self.run("ROLLBACK").await
     }
 
     pub(super) fn name(&self) -> &str {
@@ -82,7 +99,7 @@ impl<'a> Aside<'a> {
     }
 
     /// Its limit of sessions, comment, privileges and settings: last, since they may forbid what filling needs.
-    pub(super) async fn finish(&self, facts: &DatabaseFacts) -> anyhow::Result<()> {
+    pub(super) async fn finish(&self, facts: Option<&DatabaseFacts>) -> anyhow::Result<()> {
         for sql in properties(&self.name, facts) {
             self.run(&sql).await.with_context(|| format!("make the database what it was: {sql}"))?;
         }
@@ -96,16 +113,17 @@ impl<'a> Aside<'a> {
             |from: &str, to: &str| format!("ALTER DATABASE {} RENAME TO {};", identifier(from), identifier(to));
         let first = if replaces { rename(into, &old) } else { String::new() };
         let sql = format!("BEGIN;{first}{}COMMIT;", rename(&self.name, into));
-        let begun = Instant::now();
+        let (begun, limit) = (Instant::now(), if disconnect { DISCONNECT } else { DISCONNECT_ASIDE });
         loop {
+            self.end_sessions(&self.name).await?;
             if replaces && disconnect {
                 self.end_sessions(into).await?;
             }
             let Err(error) = self.maintenance.client.batch_execute(&sql).await else { break };
             let used = error.code() == Some(&SqlState::OBJECT_IN_USE);
-            self.run("ROLLBACK").await?;
+            let _ = self.run("ROLLBACK").await;
             // Who was sent away may be back before the name has changed.
-            if !used || !disconnect || begun.elapsed() > DISCONNECT {
+            if !used || begun.elapsed() > limit {
                 return Err(error).with_context(|| format!("give {} the name {into}", self.name));
             }
         }
@@ -138,18 +156,29 @@ impl<'a> Aside<'a> {
         self.run(&sql).await.with_context(|| format!("remove database {}, which is not whole", self.name))
     }
 
-    async fn ensure_roles(&self, facts: &DatabaseFacts) -> anyhow::Result<()> {
+    async fn ensure_there(&self, facts: &DatabaseFacts) -> anyhow::Result<()> {
         let grantees = facts.grants.iter().flatten().filter_map(|grant| grant.role.as_deref());
         let set_for = facts.settings.iter().filter_map(|setting| setting.role.as_deref());
         for role in std::iter::once(facts.owner.as_str()).chain(grantees).chain(set_for) {
-            let sql = format!("SELECT count(*) FROM pg_roles WHERE rolname = {}", literal(role));
-            if simple_row(&self.maintenance.client, &sql).await?.get(0) != Some("1") {
+            if !self.has("pg_roles", "rolname", role).await? {
                 let why =
                     anyhow!("role {role}, which owns or may use the database, does not exist here: create it first");
                 return Err(why).context(Refused);
             }
         }
+        if !self.has("pg_tablespace", "spcname", &facts.tablespace).await? {
+            let why = anyhow!(
+                "tablespace {}, in which the database was, does not exist here: create it first",
+                facts.tablespace
+            );
+            return Err(why).context(Refused);
+        }
         Ok(())
+    }
+
+    async fn has(&self, catalog: &str, column: &str, name: &str) -> anyhow::Result<bool> {
+        let sql = format!("SELECT count(*) FROM {catalog} WHERE {column} = {}", literal(name));
+        Ok(simple_row(&self.maintenance.client, &sql).await?.get(0) == Some("1"))
     }
 
     async fn run(&self, sql: &str) -> anyhow::Result<()> {
@@ -173,8 +202,8 @@ async fn remove_left(maintenance: &Connected, into: &str) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn options(facts: &DatabaseFacts) -> String {
-    let sql = format!(
+fn options(facts: &DatabaseFacts, major: u32) -> String {
+    let database = format!(
         " OWNER {} ENCODING {} LC_COLLATE {} LC_CTYPE {}",
         identifier(&facts.owner),
         literal(&facts.encoding),
@@ -183,18 +212,25 @@ fn options(facts: &DatabaseFacts) -> String {
     );
     let locale = facts.locale.as_deref().map(literal).unwrap_or_default();
     let rules = facts.rules.as_deref().map(|rules| format!(" ICU_RULES {}", literal(rules))).unwrap_or_default();
-    sql + &match facts.provider.as_deref() {
+    let provider = match facts.provider.as_deref() {
         Some("i") => format!(" LOCALE_PROVIDER icu ICU_LOCALE {locale}{rules}"),
         Some("b") => format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {locale}"),
-        // The template's own may be another one.
-        Some(_) => " LOCALE_PROVIDER libc".to_owned(),
-        None => String::new(),
-    }
+        // The template's own may be another one. Before PostgreSQL 15 there was no other.
+        _ if major >= 15 => " LOCALE_PROVIDER libc".to_owned(),
+        _ => String::new(),
+    };
+    let place = match facts.tablespace.as_str() {
+        "pg_default" => String::new(),
+        tablespace => format!(" TABLESPACE {}", identifier(tablespace)),
+    };
+    database + &provider + &place
 }
 
 /// What makes an empty database what it was.
-fn properties(name: &str, facts: &DatabaseFacts) -> Vec<String> {
+fn properties(name: &str, facts: Option<&DatabaseFacts>) -> Vec<String> {
     let name = identifier(name);
+    let for_all = format!("GRANT CONNECT, TEMPORARY ON DATABASE {name} TO PUBLIC");
+    let Some(facts) = facts else { return vec![for_all] };
     let mut sql = vec![format!("ALTER DATABASE {name} CONNECTION LIMIT {}", facts.connections)];
     sql.extend(facts.comment.as_deref().map(|comment| format!("COMMENT ON DATABASE {name} IS {}", literal(comment))));
     if let Some(grants) = &facts.grants {
@@ -204,6 +240,8 @@ fn properties(name: &str, facts: &DatabaseFacts) -> Vec<String> {
             let further = if grant.grantable { " WITH GRANT OPTION" } else { "" };
             format!("GRANT {} ON DATABASE {name} TO {role}{further}", grant.privilege)
         }));
+    } else {
+        sql.push(for_all);
     }
     sql.extend(facts.settings.iter().filter_map(|setting| {
         let (key, value) = setting.setting.split_once('=')?;
@@ -270,6 +308,7 @@ mod tests {
             ctype: "C".into(),
             locale: Some("de-AT".into()),
             rules: None,
+            tablespace: "pg_default".into(),
             connections: 7,
             comment: Some("it's".into()),
             grants: Some(vec![
@@ -287,16 +326,18 @@ mod tests {
     fn database_is_made_as_it_was() {
         let mut facts = facts();
         let usual = " OWNER \"o\"\"x\" ENCODING E'UTF8' LC_COLLATE E'C' LC_CTYPE E'C'";
-        assert_eq!(options(&facts), format!("{usual} LOCALE_PROVIDER icu ICU_LOCALE E'de-AT'"));
+        assert_eq!(options(&facts, 17), format!("{usual} LOCALE_PROVIDER icu ICU_LOCALE E'de-AT'"));
         facts.provider = Some("c".into());
-        assert_eq!(options(&facts), format!("{usual} LOCALE_PROVIDER libc"));
-        facts.provider = None;
-        assert_eq!(options(&facts), usual);
+        assert_eq!(options(&facts, 17), format!("{usual} LOCALE_PROVIDER libc"));
+        assert_eq!(options(&facts, 14), usual);
+        (facts.provider, facts.tablespace) = (None, "bulk".into());
+        assert_eq!(options(&facts, 15), format!("{usual} LOCALE_PROVIDER libc TABLESPACE \"bulk\""));
     }
 
     #[test]
     fn privileges_and_settings_are_given_again() {
-        let sql = properties("d", &facts());
+        assert_eq!(properties("d", None), ["GRANT CONNECT, TEMPORARY ON DATABASE \"d\" TO PUBLIC"]);
+        let sql = properties("d", Some(&facts()));
         assert_eq!(
             sql,
             [

@@ -8,13 +8,13 @@ mod feed;
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use jiff::Timestamp;
 use tokio_postgres::error::SqlState;
 use tracing::info;
 
 use crate::{
-    backup::{Condition, Digesting, End, Folder, Found, Subject, Wanted, choose},
+    backup::{Condition, Digesting, End, Folder, Found, Subject, TableRows, Wanted, choose},
     cli::{Session, misconfigured},
     flags::{self, human_bytes},
     kill_point::kill_point,
@@ -51,7 +51,7 @@ pub struct Restore {
     #[arg(long, env = "LIFEBOAT_CREATE")]
     create: bool,
 
-    /// Replace the database if it exists and has tables
+    /// Replace the database if it exists
     #[arg(long, env = "LIFEBOAT_CLEAN")]
     clean: bool,
 
@@ -140,21 +140,11 @@ impl Restore {
         }
         let maintenance = open(&server).await?;
         let major = postgres::server_version(&maintenance.client).await?.major;
-        let there = self.look(&maintenance, &into, major).await?;
+        let there = match postgres::database(&maintenance.client, &into, major).await? {
+            Some(facts) => Some(There { sessions: aside::sessions(&maintenance, &into).await?, facts }),
+            None => None,
+        };
         Ok(Place { psql, maintenance, major, into, there })
-    }
-
-    /// What is there under the wanted name.
-    async fn look(&self, maintenance: &Connected, into: &str, major: u32) -> anyhow::Result<Option<There>> {
-        let sql = format!("SELECT datallowconn FROM pg_database WHERE datname = {}", literal(into));
-        let Some(row) = rows(&maintenance.client, &sql).await?.into_iter().next() else { return Ok(None) };
-        if row.get(0) != Some("t") {
-            bail!("database {into} takes no connections");
-        }
-        // Before our own session is one of them.
-        let sessions = aside::sessions(maintenance, into).await?;
-        let session = open(&self.server.server(Some(into))?).await?;
-        Ok(Some(There { sessions, facts: postgres::database(&session.client, major).await? }))
     }
 
     /// What must hold before anything is touched.
@@ -193,12 +183,10 @@ impl Restore {
         // What nobody wrote down of another tool's set is as it is with the database that it replaces.
         let known = set.condition.manifest().map(|manifest| &manifest.database);
         let facts = known.or(place.there.as_ref().map(|there| &there.facts));
-        let aside = Aside::create(&place.maintenance, &place.into, facts).await?;
+        let aside = Aside::create(&place.maintenance, &place.into, place.major, facts).await?;
         let named = async {
             let rows = self.fill(folder, set, place, &aside).await?;
-            if let Some(facts) = facts {
-                aside.finish(facts).await?;
-            }
+            aside.finish(facts).await?;
             kill_point("restore-filled");
             anyhow::Ok((rows, aside.publish(&place.into, place.there.is_some(), self.disconnect).await?))
         };
@@ -227,15 +215,17 @@ impl Restore {
         if fed.end != Some(End::Database) {
             return Err(anyhow!("{} does not end as a dump does: it was cut off", set.name)).context(Unverified);
         }
-        // What a foreign set holds nobody wrote down: then it is what psql was given.
-        let tables = set.condition.manifest().map_or(fed.tables.as_slice(), |manifest| manifest.tables.as_slice());
         let session = open(&server).await?;
-        // A limit of the server or the role is meant for the application.
-        session.client.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await?;
+        let tables = match set.condition.manifest() {
+            Some(manifest) => manifest.tables.clone(),
+            None => {
+                given(&fed.tables, &rows(&session.client, OF_EXTENSIONS).await.context("list the extensions' tables")?)
+            }
+        };
         let partitioned = rows(&session.client, PARTITIONED).await.context("list the partitioned tables")?;
         let mut wrong = Vec::new();
         let mut all = 0;
-        for table in tables {
+        for table in &tables {
             let name = format!("{}.{}", postgres::identifier(&table.schema), postgres::identifier(&table.table));
             // The rows of a partitioned table are its parts'; those of children are not their parents'.
             let whole =
@@ -261,6 +251,26 @@ impl Restore {
         session.client.batch_execute("ANALYZE").await.context("gather statistics of the restored database")?;
         Ok(all)
     }
+}
+
+/// Tables that extensions bring: `CREATE EXTENSION` fills them, and a dump has only some of their rows.
+const OF_EXTENSIONS: &str = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+    JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e' WHERE c.relkind IN ('r', 'p')";
+
+/// What a foreign set holds nobody wrote down: it is what psql was given, each table once, without those of extensions.
+fn given(fed: &[TableRows], of_extensions: &[tokio_postgres::SimpleQueryRow]) -> Vec<TableRows> {
+    let mut tables: Vec<TableRows> = Vec::new();
+    for part in fed {
+        let (schema, table) = (part.schema.as_str(), part.table.as_str());
+        if of_extensions.iter().any(|row| row.get(0) == Some(schema) && row.get(1) == Some(table)) {
+            continue;
+        }
+        match tables.iter_mut().find(|known| known.schema == schema && known.table == table) {
+            Some(known) => known.rows += part.rows,
+            None => tables.push(part.clone()),
+        }
+    }
+    tables
 }
 
 /// Partitioned tables.
