@@ -165,8 +165,19 @@ fn large() -> Postgres {
 
 /// Runs in a mount namespace of its own, where the target is a file system of so many KiB; what is left there is printed after the outcome.
 fn dump_into(server: &Postgres, target: &Path, size: u32, more: &[&str]) -> (i32, String, String) {
+    dump_into_prepared(server, target, size, "true", more)
+}
+
+/// The same, after a line of the shell, to which the dump's own command line is `"$@"`.
+fn dump_into_prepared(
+    server: &Postgres,
+    target: &Path,
+    size: u32,
+    prepare: &str,
+    more: &[&str],
+) -> (i32, String, String) {
     let inner = step(server, target, "dump", &[&["--database=Shop ü"], more].concat());
-    let script = "mount -t tmpfs -o size=\"$0\"k tmpfs \"$1\" || exit 99; shift; \"$@\"; code=$?; \
+    let script = "mount -t tmpfs -o size=\"$0\"k tmpfs \"$1\" || exit 99; shift; eval \"$PREPARE\"; \"$@\"; code=$?; \
                   echo; cd \"$TARGET\" && find . -type f -not -name .lifeboat.lock -printf '%f\\n'; exit $code";
     let output = Command::new("unshare")
         .args(["--mount", "bash", "-c", script, &size.to_string()])
@@ -175,6 +186,7 @@ fn dump_into(server: &Postgres, target: &Path, size: u32, more: &[&str]) -> (i32
         .args(inner.get_args())
         .env("PGPASSWORD", PASSWORD)
         .env("TARGET", target)
+        .env("PREPARE", prepare)
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -206,6 +218,21 @@ fn full_disk_at_any_point_is_told_and_leaves_no_set() {
             }
         }
     }
+}
+
+#[test]
+fn volume_that_a_killed_run_has_filled_is_cleared_by_the_next_one() {
+    let server = large();
+    let target = tempfile::tempdir().unwrap();
+    let left = ".backup-2022-11-28T10:51:08Z-x.sql.gz.partial";
+    // A set, and then the rest of the volume full of what was cut off. Two sets within a second would have one name.
+    let prepare = format!(
+        "\"$@\" > /dev/null 2>&1 && sleep 1.1; cat /dev/zero > \"$TARGET/hourly/{left}\" 2> /dev/null; \
+         test \"$(df --output=avail \"$TARGET\" | tail -n 1)\" -eq 0 || exit 98"
+    );
+    let (code, outcome, names) = dump_into_prepared(&server, target.path(), 100_000, &prepare, &[]);
+    assert_eq!((code, names.lines().count()), (0, 6), "{outcome}\n{names}");
+    assert!(!names.contains(left), "{names}");
 }
 
 #[test]

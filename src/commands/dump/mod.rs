@@ -146,6 +146,11 @@ impl Dump {
         if let Some(missing) = databases.iter().find(|database| !there.contains(database)) {
             return misconfigured(Err(anyhow!("there is no database {missing:?}; there are {}", there.join(", "))));
         }
+        if databases.is_empty() {
+            return misconfigured(Err(anyhow!(
+                "this server has no database to dump: all are templates or take no connections"
+            )));
+        }
         Ok(Observed { tool, version, identity, databases })
     }
 
@@ -166,6 +171,8 @@ impl Dump {
             subject: Subject::Database(database.to_owned()),
             form: format!("sql{}", self.compress.suffix()),
         };
+        let unfinished = folder.begin(self.tier, &name, lock)?;
+        // After what killed runs left is gone: it may be what fills the volume.
         let free = folder.free()?;
         if let Some(last) = last_size(folder, &name.subject)?.filter(|&last| last > free) {
             bail!(
@@ -174,7 +181,6 @@ impl Dump {
                 human_bytes(last)
             );
         }
-        let unfinished = folder.begin(self.tier, &name, lock)?;
         let streamed = self.stream(&server, &snapshot, &facts.encoding, observed, unfinished.create()?).await?;
         kill_point("dump-written");
         let tables = counted(&streamed.tables, &wanted)?;
